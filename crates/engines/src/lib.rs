@@ -1,0 +1,6 @@
+//! The engines: each implements [`sandhaus_sandbox::engine::Engine`] and knows nothing of the API above it.
+//!
+//! - [`namespace`]: Linux sandboxes made of namespaces, cgroups, overlayfs and seccomp, set up by a small
+//!   single-threaded launcher process.
+
+pub mod namespace;

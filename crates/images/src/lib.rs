@@ -1,0 +1,81 @@
+//! Local image trees: what a sandbox's root file system is made of.
+//!
+//! An image is a stack of directories (layers) plus binds, with the defaults its maker gave (environment, user,
+//! work directory). This crate imports them, keeps the catalogue and answers [`Catalogue::tree`]. It knows no
+//! sandbox and no engine: layers are only ever read by those, and unpacking can never write outside its own folder.
+
+mod catalogue;
+mod error;
+mod host;
+mod import;
+
+pub use catalogue::{Catalogue, Image, ImageName, Kind};
+pub use error::{Error, Result};
+pub use import::ImportOptions;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// A root file system ready to be stacked by an engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tree {
+    /// Directories on the host, top first, owned by the real host root with the image's own ids. The topmost is the
+    /// *scaffold*, made by this crate: it has every directory of [`SCAFFOLD_DIRS`] as a real directory, so that no
+    /// symbolic link of the image can stand where an engine mounts, and `/etc/passwd` and `/etc/group` with the
+    /// workload's user added.
+    pub layers: Vec<PathBuf>,
+    /// Host directories or files shown read-only, nosuid, nodev and without id mapping. Only the image `host` has them.
+    pub binds: Vec<TreeBind>,
+    /// Defaults of the image.
+    pub config: ImageConfig,
+}
+
+/// A read-only view of a part of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeBind {
+    /// Absolute path on the host, symbolic links resolved.
+    pub source: PathBuf,
+    /// Absolute path inside; exists in the scaffold as a directory or an empty file, as the source is.
+    pub target: PathBuf,
+}
+
+/// What an image says about how to run in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// Environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Directory to start in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// User, as the image names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Entry point and default arguments.
+    #[serde(default)]
+    pub entrypoint: Vec<String>,
+}
+
+/// Directories that every scaffold has, with their modes: the engine's mount points and the places a workload expects.
+pub const SCAFFOLD_DIRS: &[(&str, u32)] = &[
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("home", 0o755),
+    ("home/sandbox", 0o755),
+    ("proc", 0o555),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("workspace", 0o755),
+];
+
+/// Uid and gid of the unprivileged user inside every image.
+pub const WORKLOAD_ID: u32 = 1000;
+
+/// Login name of the unprivileged user inside every image.
+pub const WORKLOAD_NAME: &str = "sandbox";
+
+/// Home of the unprivileged user inside every image.
+pub const WORKLOAD_HOME: &str = "/home/sandbox";

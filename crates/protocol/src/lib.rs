@@ -1,0 +1,23 @@
+//! The wire types of the toolbox API: what the host and the users say to the agent inside a sandbox.
+//!
+//! The agent serves one HTTP API (docs: `daytona.md` section 1 for the compatible routes). The routes under
+//! [`PREFIX`] are our own additions: greeting, persistent shells, process streams that resume by offset.
+//! This crate knows no HTTP library, no runtime and no operating system: shapes, limits and the frame codec.
+//!
+//! Read in this order: [`hello`] (who is there), [`frame`] (how streams are framed), [`shell`] and [`process`]
+//! (what runs), [`files`], [`toolbox`] (the compatible types), [`boot`] (what the host hands to PID 1).
+
+pub mod boot;
+pub mod files;
+pub mod frame;
+pub mod hello;
+pub mod process;
+pub mod shell;
+pub mod toolbox;
+
+/// Path prefix of the routes that are ours alone, beside the compatible ones.
+pub const PREFIX: &str = "/sandhaus";
+
+/// Version of the routes under [`PREFIX`], agreed in hello: the lower of both sides wins, the host adapts, and
+/// fields are only ever added.
+pub const PROTOCOL_VERSION: u32 = 1;

@@ -1,0 +1,28 @@
+//! The domain: what a sandbox is, what is wanted of it, and the one task per sandbox that makes it so.
+//!
+//! Reading order: [`types`] (the nouns), [`error`], [`engine`] (the seam below), [`plan`] (the pure policy),
+//! `actor` (the one task that changes a sandbox), [`store`] (what is wanted, durably), [`toolbox`] (speaking to the
+//! agent inside), [`service`] (what the edges call), [`job`] (long work), [`instance`] (who holds a data
+//! directory), [`fault`] (named points to die at).
+//!
+//! This crate knows no HTTP server, no dialect, no engine by name and no operating system interface beyond files.
+
+pub mod engine;
+pub mod error;
+pub mod fault;
+pub mod instance;
+pub mod job;
+pub mod plan;
+pub mod service;
+pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod toolbox;
+pub mod types;
+
+mod actor;
+
+pub use error::{Error, Kind, Result};
+pub use instance::Instance;
+pub use service::Service;
+pub use types::*;

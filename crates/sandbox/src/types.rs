@@ -1,0 +1,387 @@
+//! The nouns of the domain.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind};
+
+pub use sandhaus_images::{ImageName, Tree};
+
+/// Names a sandbox: `^[0-9a-f]{8}-[0-9a-f]{3,4}$` or a whole UUID, lower case. Parsed once, never used as a path
+/// before that; it is safe as a file name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SandboxId(String);
+
+impl SandboxId {
+    /// Longest id in bytes.
+    pub const BYTES_MAX: usize = 36;
+
+    /// Checks an id; upper case is folded.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let groups: Vec<usize> = text.split('-').map(str::len).collect();
+        let shape = matches!(groups.as_slice(), [8, 3 | 4] | [8, 4, 4, 4, 12]);
+        if shape && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit()) {
+            Ok(Self(text.to_ascii_lowercase()))
+        } else {
+            Err(Error::new(Kind::Invalid, "invalid session id format"))
+        }
+    }
+
+    /// A fresh id of the short form: the first 12 characters of a random UUID.
+    pub fn random() -> Self {
+        let mut bytes = [0_u8; 6];
+        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self(format!("{}-{}", &hex[..8], &hex[8..11]))
+    }
+
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for SandboxId {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self, Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<SandboxId> for String {
+    fn from(id: SandboxId) -> Self {
+        id.0
+    }
+}
+
+/// Raised durably before each start of a machine; a machine or an image of an older one never counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// The one after this.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who a sandbox belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OwnerId(pub String);
+
+/// An engine as registered by the binary: an opaque word here.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EngineName(pub String);
+
+/// Names a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SnapshotId(pub String);
+
+/// Free key-value marks on a sandbox.
+pub type Labels = BTreeMap<String, String>;
+
+/// Environment variables.
+pub type Env = BTreeMap<String, String>;
+
+/// What is wanted of a sandbox, and nothing that is only observed. This is the stored row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// Its name towards everyone.
+    pub id: SandboxId,
+    /// A name its owner gave it.
+    pub name: Option<String>,
+    /// Who it belongs to.
+    pub owner: OwnerId,
+    /// What it is made of.
+    pub spec: SandboxSpec,
+    /// What is wanted.
+    pub goal: Goal,
+    /// The newest generation a machine of it may carry.
+    pub generation: Generation,
+    /// What of it lies on disk.
+    pub holdings: Holdings,
+    /// When the clock changes the goal.
+    pub deadlines: Deadlines,
+    /// Free marks.
+    pub labels: Labels,
+    /// Why it is not as first wanted.
+    pub failure: Option<Failure>,
+    /// When the row was made, milliseconds since the Unix epoch.
+    pub created_at_ms: i64,
+}
+
+/// What a sandbox is made of. Fixed at creation, but for limits and network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Where its root comes from.
+    pub source: Source,
+    /// Which engine runs it.
+    pub engine: EngineName,
+    /// What runs inside.
+    pub os: GuestOs,
+    /// Its limits.
+    pub resources: Resources,
+    /// What it may reach.
+    pub network: NetworkPolicy,
+    /// How the workload is confined.
+    pub security: SecurityProfile,
+    /// The root file system is read-only; `/workspace`, `/tmp`, `/run`, the home and `/dev/shm` stay writable.
+    pub readonly_root: bool,
+    /// Environment of every process.
+    pub env: Env,
+    /// Directory to start in; absent: the image's, else `/workspace`.
+    pub workdir: Option<String>,
+    /// Host directories shown inside. Never filled from a request over the network.
+    pub mounts: Vec<Mount>,
+    /// Started beside the agent.
+    pub entrypoint: Vec<String>,
+    /// Shell of the persistent sessions.
+    #[serde(default)]
+    pub shell: sandhaus_protocol::boot::ShellPreference,
+    /// Start the default shell with the machine.
+    #[serde(default)]
+    pub warm_shell: bool,
+}
+
+/// Where a root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A local image, by name and by the digest it had at creation.
+    Image {
+        /// The name that was asked for.
+        name: ImageName,
+        /// What it stood for then: a later move of the name changes nothing here.
+        digest: String,
+    },
+    /// A snapshot.
+    Snapshot(SnapshotId),
+}
+
+/// What runs inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestOs {
+    /// Linux.
+    Linux,
+    /// Windows.
+    Windows,
+}
+
+/// Limits. Zero means none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Processor time in thousandths of a core.
+    pub cpu_millis: u32,
+    /// Memory in bytes; swap does not stretch it.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Bytes the writable layer may hold.
+    pub disk_bytes: u64,
+}
+
+/// What a sandbox may reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkPolicy {
+    /// Its own loopback only.
+    #[default]
+    None,
+}
+
+/// How the workload is confined inside; outside it is the same unprivileged uid range for both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecurityProfile {
+    /// An unprivileged user, no capabilities, no_new_privs.
+    Strict,
+    /// Root of its own user namespace with a container's usual capabilities inside it only; setuid works.
+    Container,
+}
+
+/// A host directory shown inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// Absolute path inside.
+    pub target: String,
+    /// Whether writes reach the host.
+    pub access: Access,
+}
+
+/// Whether writes are allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// What is wanted of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// Its machine runs and the agent answers.
+    Running,
+    /// Its machine is frozen, memory in RAM.
+    Paused,
+    /// No machine; memory on disk.
+    Suspended,
+    /// No machine, disk kept.
+    Stopped,
+    /// Only in the snapshot store.
+    Archived,
+    /// Nothing of it is left.
+    Absent,
+}
+
+/// What of a sandbox lies outside its machine, durably recorded; the planner never drops data that this names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Holdings {
+    /// The generation of its disk; absent until it was made once. A recorded disk that is missing is a failure,
+    /// never a reason to make an empty one.
+    pub disk: Option<Generation>,
+    /// The generation of its memory image; it counts only if it equals the disk's.
+    pub memory: Option<Generation>,
+    /// The generation of its archive in the snapshot store; it counts only if it equals the disk's.
+    pub archive: Option<Generation>,
+}
+
+/// When the clock changes the goal; milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadlines {
+    /// The time to live asked for, in milliseconds; each use extends `expires_at_ms` to at least now + this.
+    pub ttl_ms: u64,
+    /// Then the goal becomes [`Goal::Absent`]. Absent: never.
+    pub expires_at_ms: Option<i64>,
+}
+
+/// Why a sandbox is not as first wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What happened.
+    pub kind: FailureKind,
+    /// In words that are safe to show.
+    pub message: String,
+    /// When, milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+/// What happened to a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// Its machine ended by itself.
+    Crashed,
+    /// The memory limit ended it.
+    OutOfMemory,
+    /// It could not be started.
+    StartFailed,
+    /// Its disk is gone.
+    DataLost,
+}
+
+/// What a sandbox is doing: computed from the row and from what is seen, never stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// In one word.
+    pub phase: Phase,
+    /// Of the row.
+    pub generation: Generation,
+    /// Why it is not as first wanted.
+    pub failure: Option<Failure>,
+}
+
+/// A sandbox's state in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// On its way to running.
+    Starting,
+    /// Its machine runs and the agent answered.
+    Running,
+    /// Frozen.
+    Paused,
+    /// Memory on disk.
+    Suspended,
+    /// No machine.
+    Stopped,
+    /// On its way to no machine.
+    Stopping,
+    /// Only in the store.
+    Archived,
+    /// On its way out.
+    Deleting,
+    /// Gone; known from the history only.
+    Deleted,
+    /// It ended by itself or could not be started.
+    Failed,
+}
+
+/// A sandbox as the edges see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxView {
+    /// The row.
+    pub sandbox: Sandbox,
+    /// What it is doing.
+    pub status: Status,
+    /// How it ended, for the rows of the history.
+    pub ended: Option<Ended>,
+}
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Why.
+    pub reason: EndReason,
+    /// When, milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+/// Why a sandbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// Somebody deleted it.
+    Deleted,
+    /// Its time to live ran out.
+    Expired,
+}
+
+/// Use of resources at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Memory charged, in bytes.
+    pub memory_bytes: u64,
+    /// The memory limit; absent where there is none.
+    pub memory_limit_bytes: Option<u64>,
+    /// Processor time since the start, in microseconds.
+    pub cpu_usage_usec: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Times the memory limit ended a process.
+    pub oom_kills: u64,
+}
