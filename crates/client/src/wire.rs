@@ -1,0 +1,434 @@
+//! What travels over `/v1`. Absent fields mean the server's default; unknown ones are ignored by both sides.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "openapi")]
+use utoipa::ToSchema;
+
+/// Largest command text in bytes.
+pub const CMD_BYTES_MAX: usize = sandhaus_protocol::shell::CMD_BYTES_MAX;
+
+/// Longest time to live that may be asked for, in seconds.
+pub const TTL_SECONDS_MAX: i64 = 86_400;
+
+/// Longest command time that may be asked for, in milliseconds.
+pub const TIMEOUT_MS_MAX: i64 = 600_000;
+
+/// Bytes that one `fs/read` gives unless asked otherwise.
+pub const READ_BYTES_DEFAULT: u64 = 10 << 20;
+
+/// Most bytes that one `fs/read` gives.
+pub const READ_BYTES_MAX: i64 = 100 << 20;
+
+/// Largest JSON request body in bytes.
+pub const JSON_BYTES_MAX: usize = 2 << 20;
+
+/// Most files of one upload.
+pub const UPLOAD_FILES_MAX: usize = 100;
+
+/// The error body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ErrorBody {
+    /// Machine-readable code, such as `SESSION_NOT_FOUND`.
+    pub error_code: String,
+    /// What happened, in words.
+    pub message: String,
+    /// The same words again, for clients that look here.
+    #[serde(default)]
+    pub error: String,
+    /// More, as the code defines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub details: Option<serde_json::Value>,
+}
+
+/// `POST /v1/sessions`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct CreateSession {
+    /// Image name; empty: the server's default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub image: String,
+    /// Seconds to live after the last use, 0 to 86400; 0: the server's default.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ttl_seconds: i64,
+    /// Workspace to mount.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub workspace_id: String,
+    /// Engine; empty: the server's default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub engine: String,
+    /// Snapshot to start from, in place of an image.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub snapshot: String,
+    /// A name, unique among live sessions.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Free marks, to list by.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Environment of every command.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Processor limit in cores; 0: the server's default.
+    #[serde(skip_serializing_if = "is_zero_cores")]
+    pub cpus: f64,
+    /// Memory limit in MiB; 0: the server's default.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub memory_mb: i64,
+    /// Limit of processes and threads; 0: the server's default.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub pids: i64,
+    /// Limit of the writable layer in MiB; 0: the server's default.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub disk_mb: i64,
+    /// Network policy: `none`; empty: the server's default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub network: String,
+    /// Command started with the session.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// Confinement: `strict` or `container`; empty: the server's default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub security: String,
+    /// Read-only root file system; absent: the server's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readonly_root: Option<bool>,
+    /// Directory in which commands start; empty: `/workspace`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub workdir: String,
+    /// Start the shell together with the session, so that the first command finds it waiting; absent: yes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_shell: Option<bool>,
+}
+
+fn is_zero(value: &i64) -> bool {
+    *value == 0
+}
+
+fn is_zero_cores(value: &f64) -> bool {
+    *value == 0.0
+}
+
+/// A session as it stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct SessionInfo {
+    /// Its id.
+    pub id: String,
+    /// The image it was made from.
+    pub image: String,
+    /// `starting`, `running`, `paused`, `suspended`, `stopping`, `stopped`, `archived`, `pool_idle`, `destroying`,
+    /// `destroyed`, `expired` or `crashed`.
+    pub status: String,
+    /// Directory in which its commands start.
+    pub cwd: String,
+    /// When it was made, RFC 3339.
+    pub created_at: String,
+    /// When it ends unless it is used, RFC 3339; the year 9999 stands for never.
+    pub expires_at: String,
+    /// The workspace mounted in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_id: Option<String>,
+    /// Only in the answer to create: `cold` or `pool`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acquire_source: Option<String>,
+    /// Only in the answer to create: why not from the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acquire_detail: Option<String>,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its marks.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Which engine runs it.
+    #[serde(default)]
+    pub engine: String,
+    /// Raised with each start of its machine.
+    #[serde(default)]
+    pub generation: u64,
+    /// Its limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Its network policy.
+    #[serde(default)]
+    pub network: String,
+    /// Its confinement.
+    #[serde(default)]
+    pub security: String,
+    /// Why it is not as first wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureInfo>,
+    /// When it ended, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+}
+
+/// A session's limits; zero means none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct Limits {
+    /// Processor cores.
+    pub cpus: f64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Bytes of the writable layer.
+    pub disk_bytes: u64,
+}
+
+/// Why a session is not as first wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct FailureInfo {
+    /// `crashed`, `out_of_memory`, `start_failed` or `data_lost`.
+    pub kind: String,
+    /// In words.
+    pub message: String,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+/// `GET /v1/sessions` query.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListSessions {
+    /// Also those that have ended.
+    pub all: bool,
+    /// Only those with these marks.
+    pub labels: BTreeMap<String, String>,
+    /// Only those older than this session.
+    pub cursor: Option<String>,
+    /// At most so many; 0: no limit.
+    pub limit: usize,
+}
+
+/// `POST /v1/sessions/{id}/exec` and `/exec/stream`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct ExecRequest {
+    /// Shell text, 1 byte to 1 MiB.
+    pub cmd: String,
+    /// Milliseconds it may run, 0 to 600000; 0, or more than the server's limit: the server's limit.
+    pub timeout_ms: i64,
+    /// Give the terminal's bytes as they came, with escapes and carriage returns.
+    pub raw_output: bool,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ExecResult {
+    /// Status as a shell reports it: 128 + N for death by signal N.
+    pub exit_code: i32,
+    /// Working directory afterwards.
+    pub cwd: String,
+    /// What it printed, both streams in order.
+    pub output: String,
+    /// The output was longer than the server keeps; this is its beginning.
+    #[serde(default)]
+    pub truncated: bool,
+    /// Wall time in milliseconds.
+    #[serde(default)]
+    pub duration_ms: u64,
+    /// The memory limit ended a process of the session while the command ran.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom: bool,
+}
+
+/// Data of a stream's `chunk` event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ExecChunk {
+    /// Output since the last one.
+    pub chunk: String,
+    /// When it was read, milliseconds since the Unix epoch.
+    pub timestamp: i64,
+}
+
+/// Data of a stream's `done` event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ExecDone {
+    /// Status as a shell reports it.
+    pub exit_code: i32,
+    /// Working directory afterwards.
+    pub cwd: String,
+    /// Wall time in milliseconds.
+    #[serde(default)]
+    pub duration_ms: u64,
+    /// Output was lost because the reader was too slow.
+    #[serde(default)]
+    pub truncated: bool,
+    /// The memory limit ended a process of the session while the command ran.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom: bool,
+}
+
+/// Data of a stream's `error` event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ExecFailed {
+    /// What happened, in words.
+    pub error: String,
+    /// Machine-readable code.
+    #[serde(default)]
+    pub error_code: String,
+}
+
+/// `GET /v1/sessions/{id}/stats`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct Stats {
+    /// Memory charged, in bytes.
+    pub memory_bytes: u64,
+    /// The memory limit; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
+    /// Processor time since the start, in microseconds.
+    pub cpu_usage_usec: u64,
+    /// Processes and threads.
+    #[serde(default)]
+    pub pids: u64,
+    /// Times the memory limit ended a process.
+    #[serde(default)]
+    pub oom_kills: u64,
+}
+
+/// `POST /v1/sessions/{id}/fs/write`: exactly one of the two contents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct FsWrite {
+    /// Where, under `/workspace`.
+    pub path: String,
+    /// The content as text; may be empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The content in base64; may be empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_base64: Option<String>,
+}
+
+/// `GET /v1/sessions/{id}/fs/read`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct FsRead {
+    /// The path as it was asked for.
+    pub path: String,
+    /// The content in base64.
+    pub content_base64: String,
+    /// The file goes on beyond what was asked for.
+    #[serde(default)]
+    pub truncated: bool,
+}
+
+/// `POST /v1/sessions/{id}/fs/upload`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct Uploaded {
+    /// Always true.
+    pub ok: bool,
+    /// Where the files are, in the order they came.
+    pub paths: Vec<String>,
+}
+
+/// `GET /v1/sessions/{id}/fs/list`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct FsList {
+    /// Entries by name.
+    pub entries: Vec<FsEntry>,
+}
+
+/// A file or directory: an entry of [`FsList`], and the answer of `GET /v1/sessions/{id}/fs/stat`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct FsEntry {
+    /// Its name in its directory.
+    pub name: String,
+    /// It is a directory.
+    pub is_dir: bool,
+    /// Size in bytes.
+    #[serde(default)]
+    pub size: u64,
+    /// Kind and permissions as `ls` prints them.
+    #[serde(default)]
+    pub mode: String,
+    /// Last change of the content, RFC 3339.
+    #[serde(default)]
+    pub modified_at: String,
+}
+
+/// `{"ok":true}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct Okay {
+    /// Always true.
+    pub ok: bool,
+}
+
+/// `GET /v1/images`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ImageList {
+    /// Images by name.
+    pub images: Vec<ImageInfo>,
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ImageInfo {
+    /// Its name.
+    pub name: String,
+    /// Its content's identity; two names of one image share it.
+    pub digest: String,
+    /// `host` or `imported`.
+    pub kind: String,
+    /// When it was made, RFC 3339.
+    pub created_at: String,
+    /// Bytes of file content on disk.
+    #[serde(default)]
+    pub size_bytes: u64,
+}
+
+/// `POST /v1/images/{name}/tag`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct TagImage {
+    /// The further name; if it stands for another image it moves.
+    pub tag: String,
+}
+
+/// `GET /v1/workspaces`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct WorkspaceList {
+    /// Workspaces by id.
+    pub workspaces: Vec<WorkspaceInfo>,
+}
+
+/// A workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct WorkspaceInfo {
+    /// Its id.
+    pub id: String,
+}
+
+/// `GET /healthz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct Health {
+    /// Always `ok`.
+    pub status: String,
+}
