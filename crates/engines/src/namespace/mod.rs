@@ -16,8 +16,13 @@ pub struct NamespaceConfig {
     pub instance: String,
     /// The binary that becomes the launcher when called with [`LAUNCHER_ARGUMENT`].
     pub launcher: PathBuf,
-    /// The agent's executable, put under the data directory unreadable for the inside.
+    /// The agent's executable, put under `agent_dir` unreadable for the inside.
     pub agent: &'static [u8],
+    /// SHA-256 of `agent` in hex, known since the binary was built: its file name, so that no start hashes it again.
+    pub agent_digest: &'static str,
+    /// Where the agent's executable lies. Instances of `run` share the one of their data directory, so that a run
+    /// writes it once and not each time.
+    pub agent_dir: PathBuf,
 }
 
 /// Runs sandboxes of namespaces.
