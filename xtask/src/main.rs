@@ -1,2 +1,112 @@
-//! Placeholder.
-fn main() {}
+//! Developer commands, called as `cargo xtask COMMAND`.
+//!
+//! - [`arch`]: who may depend on whom, and what the sources of a crate may name;
+//! - [`openapi`]: the committed description of the HTTP API;
+//! - [`suite`]: everything CI runs, counted, and closed with one line;
+//! - `bench`: the side-by-side benchmark of `benches/`.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks on its streams")]
+
+mod arch;
+mod lexer;
+mod openapi;
+mod source;
+mod suite;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, ensure};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Sandhaus")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check the dependency rules and what the sources may name.
+    Arch,
+    /// Write docs/openapi.json from the running binary.
+    Openapi {
+        /// Compare with the committed file instead of writing it.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run the checks: formatting, lints, architecture, OpenAPI, dependencies.
+    Ci,
+    /// Run the checks and every test suite, and close with one line of counts.
+    Test {
+        /// Only the suites whose name contains this.
+        only: Option<String>,
+    },
+    /// Measure Sandhaus, the floor and the peers side by side; needs root and a quiet machine.
+    Bench {
+        /// Handed to the benchmark.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Arch => arch::run(),
+        Task::Openapi { check: true } => openapi::check(),
+        Task::Openapi { check: false } => openapi::write(),
+        Task::Ci => suite::checks(),
+        Task::Test { only } => suite::everything(only.as_deref()),
+        Task::Bench { arguments } => bench(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The checkout's root.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ lies in the checkout").to_owned()
+}
+
+/// The cargo that started this process, in the checkout.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Where cargo puts what it builds.
+fn target_dir() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
+fn bench(arguments: &[String]) -> anyhow::Result<()> {
+    for package in ["sandhaus", "sandhaus-bench"] {
+        let built =
+            cargo().args(["build", "--release", "--package", package]).status().context("start cargo")?;
+        ensure!(built.success(), "{package} does not build");
+    }
+    let release = target_dir().join("release");
+    let measured = Command::new(release.join("sandhaus-bench"))
+        .arg("--sandhaus")
+        .arg(release.join("sandhaus"))
+        .arg("--report")
+        .arg(target_dir().join("bench"))
+        .args(arguments)
+        .current_dir(root())
+        .status()
+        .context("start the benchmark")?;
+    ensure!(measured.success(), "the benchmark failed");
+    Ok(())
+}
