@@ -42,3 +42,10 @@ pub enum Error {
         source: io::Error,
     },
 }
+
+impl Error {
+    /// Turns a failure of the file system at `path` into an error; for `map_err`.
+    pub(crate) fn at<E: Into<io::Error>>(path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { path: path.into(), source: source.into() }
+    }
+}

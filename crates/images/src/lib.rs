@@ -5,13 +5,21 @@
 //! sandbox and no engine: layers are only ever read by those, and unpacking can never write outside its own folder.
 
 mod catalogue;
+mod digest;
 mod error;
 mod host;
 mod import;
+mod name;
+mod root;
+mod scaffold;
+mod store;
+#[cfg(test)]
+mod tests;
 
-pub use catalogue::{Catalogue, Image, ImageName, Kind};
+pub use catalogue::{Catalogue, Image, Kind};
 pub use error::{Error, Result};
 pub use import::ImportOptions;
+pub use name::{IMAGE_NAME_BYTES_MAX, ImageName};
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -76,6 +84,9 @@ pub const WORKLOAD_ID: u32 = 1000;
 
 /// Login name of the unprivileged user inside every image.
 pub const WORKLOAD_NAME: &str = "sandbox";
+
+/// Name of the built-in image that is there without an import: the view of this host.
+pub const HOST_IMAGE: &str = "host";
 
 /// Home of the unprivileged user inside every image.
 pub const WORKLOAD_HOME: &str = "/home/sandbox";
