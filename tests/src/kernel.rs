@@ -1,0 +1,219 @@
+//! Everything of an instance that the kernel and the disk hold, found without asking the instance.
+//!
+//! Objects are told apart by owner, not by counting the whole host: tests run beside each other and beside whatever
+//! else the machine does. A process belongs to an instance if its cgroup carries the instance's id, if it executes a
+//! file of the data directory, or if its mounts show the data directory; a namespace belongs to it if such a process
+//! holds it, and so do names that the instance leaves behind in file systems.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use rustix::process::Signal;
+
+use crate::process::{self, Handle};
+
+/// What exists of an instance. Two of these compare as sets.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct KernelObjects {
+    /// Processes of sandboxes, with their names.
+    pub processes: BTreeSet<String>,
+    /// Mount namespaces that show the data directory and are held by something else than a server or launcher.
+    pub mount_namespaces: BTreeSet<u64>,
+    /// Network namespaces of those processes.
+    pub network_namespaces: BTreeSet<u64>,
+    /// cgroups of sandboxes, in every hierarchy.
+    pub cgroups: BTreeSet<PathBuf>,
+    /// Mounts of the host's own mount namespace that show the data directory.
+    pub host_mounts: BTreeSet<String>,
+    /// Loop devices on files of the data directory.
+    pub loop_devices: BTreeSet<String>,
+    /// Network interfaces of the host whose name carries an id of the instance.
+    pub interfaces: BTreeSet<String>,
+    /// What lies in the data directory's folders for sandboxes.
+    pub files: BTreeSet<PathBuf>,
+}
+
+impl KernelObjects {
+    /// Looks at everything of the instance on `data_dir`.
+    pub fn of(data_dir: &Path, instance: Option<&str>) -> Self {
+        let mut found = Self::default();
+        let host = Spaces::of(std::process::id());
+        for pid in owned_processes(data_dir, instance) {
+            let spaces = Spaces::of(pid);
+            let name = process::status(pid, "Name").unwrap_or_default();
+            found.processes.insert(format!("{pid} {name} {}", process::arguments(pid).join(" ")));
+            found.mount_namespaces.extend(spaces.mount.filter(|_| spaces.mount != host.mount));
+            found.network_namespaces.extend(spaces.network.filter(|_| spaces.network != host.network));
+        }
+        if let Some(instance) = instance {
+            found.cgroups = sandbox_cgroups(instance);
+            found.interfaces = interfaces(instance);
+        }
+        found.host_mounts = mounts("/proc/self/mountinfo", data_dir).into_iter().collect();
+        found.loop_devices = loop_devices(data_dir);
+        for folder in ["machines", "disks", "run"] {
+            found.files.extend(entries(&data_dir.join(folder)));
+        }
+        found
+    }
+
+    /// True if there is nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Panics, naming what is there, unless nothing of the instance is left.
+#[track_caller]
+pub fn assert_nothing_left(data_dir: &Path, instance: Option<&str>) {
+    let left = KernelObjects::of(data_dir, instance);
+    assert!(left.is_empty(), "something is left: {left:#?}");
+}
+
+/// Removes whatever a failed test left of an instance, so that it cannot disturb another.
+pub fn sweep(data_dir: &Path, instance: Option<&str>) {
+    for pid in owned_processes(data_dir, instance) {
+        if let Some(handle) = Handle::open(pid) {
+            handle.signal(Signal::KILL);
+            handle.ends_within(crate::PATIENCE);
+        }
+    }
+    let Some(instance) = instance else { return };
+    for cgroup in sandbox_cgroups(instance) {
+        let _ = std::fs::remove_dir(cgroup);
+    }
+    for cgroup in instance_cgroups(instance) {
+        let _ = std::fs::remove_dir(cgroup);
+    }
+}
+
+/// Namespaces of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Spaces {
+    mount: Option<u64>,
+    network: Option<u64>,
+}
+
+impl Spaces {
+    fn of(pid: u32) -> Self {
+        Self { mount: process::namespace(pid, "mnt"), network: process::namespace(pid, "net") }
+    }
+}
+
+/// Processes of the instance's sandboxes. Its servers, command lines and launchers are not: they carry the data
+/// directory as an argument, but none of its marks.
+fn owned_processes(data_dir: &Path, instance: Option<&str>) -> Vec<u32> {
+    let mark = instance.map(|instance| format!("/sandhaus/{instance}"));
+    let server = |pid| {
+        let arguments = process::arguments(pid);
+        arguments.iter().any(|argument| argument == "__launcher")
+            || arguments.iter().any(|argument| Path::new(argument) == data_dir)
+    };
+    let owned = |pid: u32| {
+        let in_cgroup = mark.as_ref().is_some_and(|mark| {
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|text| text.contains(mark.as_str()))
+        });
+        in_cgroup
+            || process::executable(pid).is_some_and(|path| path.starts_with(data_dir))
+            || (!mounts(&format!("/proc/{pid}/mountinfo"), data_dir).is_empty() && !server(pid))
+    };
+    let alive = |pid: u32| process::status(pid, "State").is_some_and(|state| !state.starts_with(['Z', 'X']));
+    process::all()
+        .into_iter()
+        .filter(|pid| *pid != std::process::id() && owned(*pid) && alive(*pid))
+        .collect()
+}
+
+/// Lines of a mount table that name the data directory as source, target or layer. A data directory that is itself a
+/// mount of somebody else's is none: the path must go on.
+fn mounts(table: &str, data_dir: &Path) -> Vec<String> {
+    let inside = format!("{}/", data_dir.display());
+    let text = std::fs::read_to_string(table).unwrap_or_default();
+    text.lines().filter(|line| line.contains(&inside)).map(str::to_owned).collect()
+}
+
+/// The instance's own folder in every cgroup hierarchy.
+fn instance_cgroups(instance: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(folder) = folders.pop() {
+        for entry in entries(&folder).into_iter().filter(|entry| entry.is_dir() && !entry.is_symlink()) {
+            let ours = entry.file_name().is_some_and(|name| name == "sandhaus");
+            if ours {
+                found.extend(Some(entry.join(instance)).filter(|path| path.exists()));
+            } else {
+                folders.push(entry);
+            }
+        }
+    }
+    found
+}
+
+fn sandbox_cgroups(instance: &str) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut folders = instance_cgroups(instance);
+    while let Some(folder) = folders.pop() {
+        for entry in entries(&folder).into_iter().filter(|entry| entry.is_dir()) {
+            found.insert(entry.clone());
+            folders.push(entry);
+        }
+    }
+    found
+}
+
+fn loop_devices(data_dir: &Path) -> BTreeSet<String> {
+    entries(Path::new("/sys/block"))
+        .into_iter()
+        .filter_map(|device| {
+            let backing = std::fs::read_to_string(device.join("loop/backing_file")).ok()?;
+            Path::new(backing.trim()).starts_with(data_dir).then(|| format!("{} {backing}", device.display()))
+        })
+        .collect()
+}
+
+fn interfaces(instance: &str) -> BTreeSet<String> {
+    entries(Path::new("/sys/class/net"))
+        .into_iter()
+        .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+        .filter(|name| name.contains(instance))
+        .collect()
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::DataDir;
+
+    #[test]
+    fn files_of_sandboxes_are_seen_and_named() {
+        let dir = DataDir::new();
+        assert!(dir.objects().is_empty());
+        fs_err::create_dir_all(dir.path().join("disks/one")).unwrap();
+        fs_err::create_dir_all(dir.path().join("images/host")).unwrap();
+        let objects = dir.objects();
+        assert_eq!(objects.files, BTreeSet::from([dir.path().join("disks/one")]));
+        let panic = std::panic::catch_unwind(|| assert_nothing_left(dir.path(), None)).unwrap_err();
+        assert!(panic.downcast_ref::<String>().unwrap().contains("disks/one"));
+    }
+
+    #[test]
+    fn a_process_that_executes_from_the_data_directory_is_seen_and_swept() {
+        let dir = DataDir::new();
+        let program = dir.path().join("sleep");
+        fs_err::copy("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program).arg("1000").spawn().unwrap();
+        // `spawn` returns after exec, so that the executable is the copy already.
+        assert_eq!(dir.objects().processes.len(), 1, "{:?}", dir.objects());
+        sweep(dir.path(), None);
+        assert!(!child.wait().unwrap().success());
+        assert!(dir.objects().processes.is_empty());
+    }
+}

@@ -1,0 +1,204 @@
+//! Kills the server, the launcher or a half-built child at every step of a sandbox's life, then proves that nothing is
+//! left behind.
+//!
+//! The points come from the binary itself (`sandhaus __fault-points`), which takes them from the enums its step
+//! sequences run through. All of them are swept, with every victim that makes sense at the point. A point that no
+//! operation of the sweep passes is a failure too: then the sweep proves nothing about it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use sandhaus_client::wire::SessionInfo;
+use sandhaus_tests::{
+    binary,
+    http::Http,
+    process::Handle,
+    runnable,
+    server::{DataDir, Options, Server},
+    session::Session,
+    settles,
+};
+use serde_json::{Value, json};
+
+/// Cases in flight at once: they wait more than they work.
+const WORKERS: usize = 4;
+
+/// A point, and who dies there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Case {
+    point: String,
+    victim: &'static str,
+}
+
+/// Every point with the victims that make sense there. The server's parent is this test, and a child's parent lies in
+/// another process namespace, where its number means nothing.
+fn cases(points: &[String]) -> Vec<Case> {
+    let victims = |point: &str| -> &'static [&'static str] {
+        if point.starts_with("launcher.") { &["self", "parent", "both"] } else { &["self"] }
+    };
+    points
+        .iter()
+        .flat_map(|point| victims(point).iter().map(|victim| Case { point: point.clone(), victim }))
+        .collect()
+}
+
+#[test]
+fn a_death_at_any_step_leaves_nothing_behind() {
+    if !runnable("a_death_at_any_step_leaves_nothing_behind") {
+        return;
+    }
+    let dir = DataDir::new();
+    let listed = binary::run(binary::command(dir.path()).arg("__fault-points"));
+    assert_eq!(listed.code, 0, "{}", listed.stderr);
+    let points: Vec<String> = listed.stdout.lines().map(str::to_owned).collect();
+    assert_eq!(points.iter().collect::<BTreeSet<_>>().len(), points.len(), "two points of one name");
+    for area in ["start.", "launcher.", "child.", "stop.", "destroy."] {
+        assert!(points.iter().any(|point| point.starts_with(area)), "no point in {area}");
+    }
+
+    let cases = cases(&points);
+    let next = AtomicUsize::new(0);
+    let outcomes: Mutex<BTreeMap<Case, Result<Hit, String>>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome =
+                        std::panic::catch_unwind(|| sweep(case)).map_err(|panic| told(panic.as_ref()));
+                    outcomes.lock().expect("no worker panics here").insert(case.clone(), outcome);
+                }
+            });
+        }
+    });
+    let outcomes = outcomes.into_inner().expect("no worker panics here");
+    let failed: Vec<_> =
+        outcomes.iter().filter_map(|(case, outcome)| Some((case, outcome.as_ref().err()?))).collect();
+    let missed: Vec<_> = outcomes
+        .iter()
+        .filter(|(_, outcome)| matches!(outcome, Ok(Hit::Missed)))
+        .map(|(case, _)| case)
+        .collect();
+    assert!(failed.is_empty() && missed.is_empty(), "left behind: {failed:#?}\nnever passed: {missed:#?}");
+}
+
+fn told(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+/// Whether the point was passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hit {
+    Passed,
+    Missed,
+}
+
+/// One case: a life with the point armed, then a server without, which must find everything in order.
+fn sweep(case: &Case) -> Hit {
+    let dir = DataDir::new();
+    let armed = Options {
+        env: vec![("SANDHAUS_FAULT".to_owned(), format!("{}={}", case.point, case.victim))],
+        config: None,
+    };
+    let mut hit = Hit::Missed;
+    match Server::try_start(&dir, &armed) {
+        // The point lies in the start itself.
+        Err(_) => hit = Hit::Passed,
+        Ok(server) => {
+            let launcher = server.launcher();
+            if live(&server.http()).is_err() {
+                hit = Hit::Passed;
+            }
+            // The one handle to the first launcher tells its death even after another took its place.
+            if server.handle().has_ended() || launcher.is_some_and(|launcher| launcher.has_ended()) {
+                hit = Hit::Passed;
+            }
+            if server.handle().has_ended() {
+                server.reap();
+            } else if case.victim == "self" && !case.point.starts_with("launcher.") && hit == Hit::Missed {
+                // What the server does after its last answer counts as well: let it end in order.
+                let (status, _) = server.stop();
+                if !status.success() {
+                    hit = Hit::Passed;
+                }
+            } else {
+                server.kill();
+            }
+        }
+    }
+    settle_again(&dir, case);
+    hit
+}
+
+/// Everything a sandbox goes through; the first thing that does not work ends it.
+fn live(http: &Http) -> Result<(), String> {
+    let step = |method: &str, path: &str, body: Value| -> Result<Value, String> {
+        let answer = http
+            .try_send(method, path, "application/json", body.to_string().as_bytes())
+            .map_err(|error| format!("{method} {path}: {error}"))?;
+        if answer.status >= 300 {
+            return Err(format!("{method} {path}: {} {}", answer.status, answer.text()));
+        }
+        Ok(answer.json())
+    };
+    let created = step("POST", "/v1/sessions", json!({}))?;
+    let route = format!("/v1/sessions/{}", created["id"].as_str().unwrap_or_default());
+    step("POST", &format!("{route}/exec"), json!({"cmd": "echo kept > /workspace/kept; sleep 1000 & true"}))?;
+    step("POST", &format!("{route}/pause"), json!({}))?;
+    step("POST", &format!("{route}/resume"), json!({}))?;
+    step("POST", &format!("{route}/stop"), json!({}))?;
+    step("POST", &format!("{route}/start"), json!({}))?;
+    step("DELETE", &route, json!({}))?;
+    // A second one is deleted while it runs.
+    let created = step("POST", "/v1/sessions", json!({}))?;
+    let route = format!("/v1/sessions/{}", created["id"].as_str().unwrap_or_default());
+    step("DELETE", &route, json!({}))?;
+    Ok(())
+}
+
+/// A server without faults finds every sandbox usable or gone, and can delete what there is.
+fn settle_again(dir: &DataDir, case: &Case) {
+    let server = Server::try_start(dir, &Options::default())
+        .unwrap_or_else(|log| panic!("{case:?}: the server does not start again:\n{log}"));
+    let http = server.http();
+    let sessions: Vec<SessionInfo> = http.get("/v1/sessions").expect(200).json();
+    for session in &sessions {
+        let session = Session::at(&http, &session.id);
+        let still_on_its_way = |status: &str| matches!(status, "starting" | "stopping" | "destroying");
+        settles("an end of all steps", || !still_on_its_way(&session.info().status));
+        match session.info().status.as_str() {
+            "running" => assert_eq!(session.output("echo usable"), "usable", "{case:?}"),
+            "stopped" | "paused" => {
+                let verb = if session.info().status == "paused" { "/resume" } else { "/start" };
+                http.post(&session.route(verb), &json!({})).expect(200);
+                assert_eq!(session.output("echo usable"), "usable", "{case:?}");
+            }
+            // It could not be started or ended by itself: it can be deleted.
+            "crashed" => {}
+            "destroyed" | "expired" => continue,
+            other => panic!("{case:?}: a session is {other}"),
+        }
+        session.delete();
+    }
+    assert_eq!(http.get("/v1/sessions").expect(200).json::<Vec<Value>>(), Vec::<Value>::new(), "{case:?}");
+    let left = dir.objects();
+    assert!(left.is_empty(), "{case:?}: while the server runs: {left:#?}\n{}", server.log());
+    // And the next one is made as ever.
+    let next = Session::create(&http, &json!({}));
+    assert_eq!(next.output("echo next"), "next", "{case:?}");
+    next.delete();
+    let launcher: Option<Handle> = server.launcher();
+    let (status, log) = server.stop();
+    assert!(status.success(), "{case:?}: {status}\n{log}");
+    if let Some(launcher) = launcher {
+        assert!(launcher.ends_within(Duration::from_secs(10)), "{case:?}: the launcher outlives its server");
+    }
+    let left = dir.objects();
+    assert!(left.is_empty(), "{case:?}: after the end: {left:#?}\n{log}");
+}
