@@ -1,5 +1,5 @@
-//! Kills the server, the launcher or a half-built child at every step of a sandbox's life, then proves that nothing is
-//! left behind.
+//! Kills the server and its launcher at every step of a sandbox's life, those of the half-built child included, then
+//! proves that nothing is left behind.
 //!
 //! The points come from the binary itself (`sandhaus __fault-points`), which takes them from the enums its step
 //! sequences run through. All of them are swept, with every victim that makes sense at the point. A point that no
@@ -36,16 +36,20 @@ struct Case {
     victim: &'static str,
 }
 
-/// Every point with the victims that make sense there. The server's parent is this test, and a child's parent lies in
-/// another process namespace, where its number means nothing.
+/// Every point with the victims that make sense there. A launcher's points, and those of a child, which the launcher
+/// passes on its behalf, can end the launcher, the server or both; a server's parent is this test.
 fn cases(points: &[String]) -> Vec<Case> {
     let victims = |point: &str| -> &'static [&'static str] {
-        if point.starts_with("launcher.") { &["self", "parent", "both"] } else { &["self"] }
+        if in_launcher(point) { &["self", "parent", "both"] } else { &["self"] }
     };
     points
         .iter()
         .flat_map(|point| victims(point).iter().map(|victim| Case { point: point.clone(), victim }))
         .collect()
+}
+
+fn in_launcher(point: &str) -> bool {
+    point.starts_with("launcher.") || point.starts_with("child.")
 }
 
 #[test]
@@ -121,7 +125,7 @@ fn sweep(case: &Case) -> Hit {
             }
             if server.handle().has_ended() {
                 server.reap();
-            } else if case.victim == "self" && !case.point.starts_with("launcher.") && hit == Hit::Missed {
+            } else if !in_launcher(&case.point) && hit == Hit::Missed {
                 // What the server does after its last answer counts as well: let it end in order.
                 let (status, _) = server.stop();
                 if !status.success() {
