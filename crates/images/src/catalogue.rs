@@ -181,7 +181,7 @@ impl Catalogue {
             config: ImageConfig::default(),
         };
         store::write_new(&whole.join("image.json"), &record)?;
-        fsync_tree(&whole)?;
+        scratch.sync()?;
 
         let lock = store.lock()?;
         self.refuse_taken(name, options)?;
@@ -345,12 +345,6 @@ fn host_name() -> Result<ImageName> {
 
 fn scaffold_directory() -> String {
     format!("scaffold-{SCAFFOLD_VERSION}")
-}
-
-/// Brings the names of a folder that is about to be renamed to the disk.
-fn fsync_tree(directory: &Path) -> Result<()> {
-    let file = fs_err::File::open(directory).map_err(Error::at(directory))?;
-    file.sync_all().map_err(Error::at(directory))
 }
 
 /// The data behind a lock. A thread that panicked left it whole: every change to it is one assignment.

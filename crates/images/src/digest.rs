@@ -179,7 +179,7 @@ impl Walk<'_> {
 /// The extended attributes of an open file that belong to an image.
 pub(crate) fn extended_attributes(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<(CString, Vec<u8>)>> {
     let mut kept = Vec::new();
-    let length = match rustix::fs::flistxattr(file, &mut [0_u8; 0]) {
+    let length = match rustix::fs::flistxattr_query(file) {
         Ok(length) => length,
         Err(Errno::NOTSUP) => return Ok(kept),
         Err(error) => return Err(error),

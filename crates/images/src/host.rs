@@ -210,6 +210,7 @@ impl HostView {
             identity.update([0]);
         }
         let view = hexadecimal(&identity.finalize());
+        scratch.sync()?;
         let lock = store.lock()?;
         let place = store.host().join(&view);
         if !store::exists(&place.join("view.json"))? {

@@ -1,8 +1,35 @@
 //! Import of archives and directories.
 
-use std::path::Path;
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    ffi::CString,
+    io::{self, Read},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::FileExt as _,
+    },
+    path::Path,
+    rc::Rc,
+};
 
-use crate::{Error, Result, root::Limits};
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, Timespec},
+    io::Errno,
+};
+
+use crate::{
+    Error, Result,
+    archive::{Archive, Bounded, Counted, MemberKind},
+    digest::extended_attributes,
+    root::{Attributes, EntryPath, Limits, Root},
+};
+
+/// Bytes moved at once.
+const COPY_BYTES: usize = 256 << 10;
+
+/// Bytes at the start of a file that tell how it is compressed.
+const MAGIC_BYTES: usize = 6;
 
 /// How to import.
 #[derive(Debug, Clone, Default)]
@@ -11,14 +38,312 @@ pub struct ImportOptions {
     pub replace: bool,
 }
 
-/// Fills the empty directory `tree` from an archive or directory.
+/// Called with bytes read so far and the total where it is known.
+type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
+
+/// What of a source did not go into the image.
+#[derive(Debug, Default)]
+struct LeftOut {
+    devices: u64,
+    pipes: u64,
+}
+
+impl LeftOut {
+    /// Device files below `dev` are what every packed root file system has; sandboxes get their own. Elsewhere they
+    /// are refused: nothing good needs them, and overlayfs would read some as "deleted".
+    fn device(&mut self, path: &EntryPath) -> Result<()> {
+        if path.is_in("dev") {
+            self.devices += 1;
+            return Ok(());
+        }
+        Err(Error::Source(format!(
+            "entry {path} is a device file; these are accepted below dev only, and left out"
+        )))
+    }
+}
+
+/// Fills the empty directory `tree` from an archive or directory. The folder `catalogue` is not part of any image.
 pub(crate) fn fill(
     source: &Path,
     tree: &Path,
     catalogue: &Path,
     limits: Limits,
-    progress: &mut dyn FnMut(u64, Option<u64>),
+    progress: Progress<'_>,
 ) -> Result<()> {
-    let _ = (tree, catalogue, limits, progress);
-    Err(Error::Source(source.display().to_string()))
+    let file = rustix::fs::open(
+        source,
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(Error::at(source))?;
+    let stat = rustix::fs::fstat(&file).map_err(Error::at(source))?;
+    let allowance = limits.expansion_allowance_bytes;
+    let mut root = Root::open(tree, limits)?;
+    let left_out = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {
+            let total = u64::try_from(stat.st_size).unwrap_or(0);
+            unpack(file, total, source, &mut root, allowance, progress)?
+        }
+        FileType::Directory => {
+            let itself = rustix::fs::stat(catalogue).map_err(Error::at(catalogue))?;
+            let mut copy = Copy {
+                root: &mut root,
+                source,
+                device: stat.st_dev,
+                catalogue: (itself.st_dev, itself.st_ino),
+                names: HashMap::new(),
+                left_out: LeftOut::default(),
+                bytes: 0,
+                buffer: vec![0; COPY_BYTES],
+                progress,
+            };
+            copy.directory(&file, &EntryPath::parse(b"")?)?;
+            copy.left_out
+        }
+        _ => return Err(Error::Source("it is neither an archive nor a directory".to_owned())),
+    };
+    if root.is_empty() {
+        return Err(Error::Source("it holds no files".to_owned()));
+    }
+    if left_out.devices + left_out.pipes > 0 {
+        let LeftOut { devices, pipes } = left_out;
+        tracing::info!(devices, pipes, "device files, pipes and sockets are not part of the image");
+    }
+    root.finish()
+}
+
+/// Unpacks an archive.
+fn unpack(
+    file: OwnedFd,
+    total: u64,
+    source: &Path,
+    root: &mut Root,
+    allowance: u64,
+    progress: Progress<'_>,
+) -> Result<LeftOut> {
+    let count = Rc::new(Cell::new(0));
+    let mut file = std::fs::File::from(file);
+    let mut magic = Vec::new();
+    (&mut file).take(MAGIC_BYTES as u64).read_to_end(&mut magic).map_err(Error::at(source))?;
+    let compressed = Counted::new(io::Cursor::new(magic.clone()).chain(file), Rc::clone(&count));
+    let reader: Box<dyn Read> = match magic.as_slice() {
+        [] => return Err(Error::Source("it is empty".to_owned())),
+        [0x1f, 0x8b, ..] => {
+            let decoder =
+                flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(COPY_BYTES, compressed));
+            Box::new(Bounded::new(decoder, Rc::clone(&count), allowance))
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let decoder = zstd::Decoder::new(compressed).map_err(Error::at(source))?;
+            Box::new(Bounded::new(decoder, Rc::clone(&count), allowance))
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(unknown_compression("xz")),
+        [b'B', b'Z', b'h', ..] => return Err(unknown_compression("bzip2")),
+        [b'P', b'K', 3, 4, ..] => return Err(unknown_compression("zip")),
+        _ => Box::new(compressed),
+    };
+    let reader = io::BufReader::with_capacity(COPY_BYTES, reader);
+    let mut archive = Archive::new(reader, source.to_path_buf());
+    let mut left_out = LeftOut::default();
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut kind_of_archive = KindOfArchive::default();
+    while let Some(member) = archive.next()? {
+        let (path, attributes) = (&member.path, &member.attributes);
+        kind_of_archive.notice(path);
+        match &member.kind {
+            MemberKind::Directory => root.directory(path, attributes)?,
+            MemberKind::Symlink(target) => root.symlink(path, target, attributes)?,
+            MemberKind::HardLink(target) => root.hard_link(path, target)?,
+            MemberKind::Device => left_out.device(path)?,
+            MemberKind::Pipe => left_out.pipes += 1,
+            MemberKind::File(length, pieces) => {
+                let mut file = root.create(path)?;
+                for piece in pieces {
+                    root.extend(&mut file, piece.offset)?;
+                    let end = piece.offset + piece.length;
+                    while file.length() < end {
+                        let wanted =
+                            usize::try_from(end - file.length()).unwrap_or(usize::MAX).min(COPY_BYTES);
+                        let read = archive.read_data(&mut buffer[..wanted])?;
+                        root.append(&mut file, &buffer[..read])?;
+                        progress(count.get(), Some(total));
+                    }
+                }
+                root.extend(&mut file, *length)?;
+                root.finish_file(file, attributes)?;
+            }
+        }
+        progress(count.get(), Some(total));
+    }
+    kind_of_archive.check()?;
+    Ok(left_out)
+}
+
+/// Tells the archive of a root file system from one of an image in layers.
+#[derive(Debug, Default)]
+struct KindOfArchive {
+    layout: bool,
+    manifest: bool,
+    programs: bool,
+}
+
+impl KindOfArchive {
+    fn notice(&mut self, path: &EntryPath) {
+        self.layout |= path.as_bytes() == b"oci-layout";
+        self.manifest |= path.as_bytes() == b"manifest.json";
+        self.programs |=
+            ["bin", "usr", "etc"].iter().any(|name| path.as_bytes() == name.as_bytes() || path.is_in(name));
+    }
+
+    fn check(&self) -> Result<()> {
+        if (self.layout || self.manifest) && !self.programs {
+            return Err(Error::Source(
+                "it is an image in layers (OCI or docker save), not a root file system; \
+                 pack the file system of a container of it instead, as docker export does"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn unknown_compression(name: &str) -> Error {
+    Error::Source(format!("it is compressed with {name}; tar, tar.gz and tar.zst are accepted"))
+}
+
+/// A directory being copied.
+struct Copy<'a> {
+    root: &'a mut Root,
+    source: &'a Path,
+    /// File system of the source; what is mounted in it stays out.
+    device: u64,
+    catalogue: (u64, u64),
+    /// Files with several names, and the first one.
+    names: HashMap<(u64, u64), EntryPath>,
+    left_out: LeftOut,
+    bytes: u64,
+    buffer: Vec<u8>,
+    progress: Progress<'a>,
+}
+
+impl Copy<'_> {
+    /// Copies what is in a directory. Everything is opened by its name in it, never through a link.
+    fn directory(&mut self, directory: &OwnedFd, path: &EntryPath) -> Result<()> {
+        let mut names: Vec<CString> = Vec::new();
+        for entry in Dir::read_from(directory).map_err(Error::at(self.source))? {
+            let entry = entry.map_err(Error::at(self.source))?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        names.sort_unstable();
+        for name in names {
+            let path = path.join(name.to_bytes())?;
+            self.entry(directory, &name, &path)?;
+            (self.progress)(self.bytes, None);
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, parent: &OwnedFd, name: &CString, path: &EntryPath) -> Result<()> {
+        let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // It was removed since its name was read.
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(self.failed(path)(error)),
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory | FileType::RegularFile => self.opened(parent, name, path),
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(parent, name, Vec::new()).map_err(self.failed(path))?;
+                self.root.symlink(path, target.as_bytes(), &attributes(&stat))
+            }
+            FileType::CharacterDevice | FileType::BlockDevice => self.left_out.device(path),
+            FileType::Fifo | FileType::Socket | FileType::Unknown => {
+                self.left_out.pipes += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies a file or directory as it is once it is open, whatever its name stands for by then.
+    fn opened(&mut self, parent: &OwnedFd, name: &CString, path: &EntryPath) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(self.failed(path))?;
+        let stat = rustix::fs::fstat(&opened).map_err(self.failed(path))?;
+        let mut attributes = attributes(&stat);
+        attributes.extended = extended_attributes(opened.as_fd()).map_err(self.failed(path))?;
+        let identity = (stat.st_dev, stat.st_ino);
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                self.root.directory(path, &attributes)?;
+                if stat.st_dev != self.device || identity == self.catalogue {
+                    return Ok(());
+                }
+                self.directory(&opened, path)
+            }
+            FileType::RegularFile => {
+                if stat.st_nlink > 1 {
+                    if let Some(first) = self.names.get(&identity) {
+                        return self.root.hard_link(path, first);
+                    }
+                    self.names.insert(identity, path.clone());
+                }
+                self.file(opened, path, &stat, &attributes)
+            }
+            _ => Err(Error::Source(format!("{path} changed while it was copied"))),
+        }
+    }
+
+    /// Copies the content of a file, holes as holes.
+    fn file(
+        &mut self,
+        opened: OwnedFd,
+        path: &EntryPath,
+        stat: &Stat,
+        attributes: &Attributes,
+    ) -> Result<()> {
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut file = self.root.create(path)?;
+        let content = std::fs::File::from(opened);
+        while file.length() < length {
+            let data = match rustix::fs::seek(&content, SeekFrom::Data(file.length())) {
+                Ok(data) => data.min(length),
+                // Only a hole is left.
+                Err(Errno::NXIO) => break,
+                Err(error) => return Err(self.failed(path)(error)),
+            };
+            let end =
+                rustix::fs::seek(&content, SeekFrom::Hole(data)).map_err(self.failed(path))?.min(length);
+            self.root.extend(&mut file, data)?;
+            while file.length() < end {
+                let wanted = usize::try_from(end - file.length()).unwrap_or(usize::MAX).min(COPY_BYTES);
+                let read =
+                    content.read_at(&mut self.buffer[..wanted], file.length()).map_err(self.failed(path))?;
+                if read == 0 {
+                    return Err(Error::Source(format!("{path} became shorter while it was copied")));
+                }
+                self.root.append(&mut file, &self.buffer[..read])?;
+                self.bytes += read as u64;
+                (self.progress)(self.bytes, None);
+            }
+        }
+        self.root.extend(&mut file, length)?;
+        self.root.finish_file(file, attributes)
+    }
+
+    fn failed<E: Into<io::Error>>(&self, path: &EntryPath) -> impl FnOnce(E) -> Error + use<E> {
+        use std::os::unix::ffi::OsStrExt as _;
+        Error::at(self.source.join(std::ffi::OsStr::from_bytes(path.as_bytes())))
+    }
+}
+
+fn attributes(stat: &Stat) -> Attributes {
+    Attributes {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid.into(),
+        gid: stat.st_gid.into(),
+        modified: Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() },
+        extended: Vec::new(),
+    }
 }

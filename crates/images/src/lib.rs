@@ -4,12 +4,14 @@
 //! work directory). This crate imports them, keeps the catalogue and answers [`Catalogue::tree`]. It knows no
 //! sandbox and no engine: layers are only ever read by those, and unpacking can never write outside its own folder.
 
+mod archive;
 mod catalogue;
 mod digest;
 mod error;
 mod host;
 mod import;
 mod name;
+mod pax;
 mod root;
 mod scaffold;
 mod store;

@@ -45,16 +45,24 @@ const REMEMBERED_BYTES_MAX: u64 = 64 << 20;
 /// User and group ids of an image lie below this: what a sandbox's id range can show.
 const IDS_END: u64 = 65536;
 
+/// What may come out of a decompressor before its rate of expansion counts.
+const EXPANSION_ALLOWANCE_BYTES: u64 = 256 << 20;
+
 /// How much may be written. The fields differ from their default only in tests.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) entries: u64,
     pub(crate) content_bytes: u64,
+    pub(crate) expansion_allowance_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: ENTRIES_MAX, content_bytes: CONTENT_BYTES_MAX }
+        Self {
+            entries: ENTRIES_MAX,
+            content_bytes: CONTENT_BYTES_MAX,
+            expansion_allowance_bytes: EXPANSION_ALLOWANCE_BYTES,
+        }
     }
 }
 
@@ -128,12 +136,17 @@ impl fmt::Display for EntryPath {
     }
 }
 
-/// Bytes of a name as a message shows them: escaped and cut.
+/// Bytes of a name as a message shows them: quoted, escaped and cut.
 pub(crate) fn shown(raw: &[u8]) -> String {
+    format!("\"{}\"", escaped(raw))
+}
+
+/// Bytes as a message shows them: escaped and cut.
+pub(crate) fn escaped(raw: &[u8]) -> String {
     const SHOWN_BYTES_MAX: usize = 256;
     match raw.get(..SHOWN_BYTES_MAX) {
-        Some(start) => format!("\"{}…\"", start.escape_ascii()),
-        None => format!("\"{}\"", raw.escape_ascii()),
+        Some(start) => format!("{}…", start.escape_ascii()),
+        None => raw.escape_ascii().to_string(),
     }
 }
 
@@ -202,6 +215,13 @@ pub(crate) struct OpenFile {
     file: File,
     path: EntryPath,
     length: u64,
+}
+
+impl OpenFile {
+    /// Bytes and holes so far.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
 }
 
 impl Root {
@@ -351,10 +371,10 @@ impl Root {
         Ok(())
     }
 
-    /// Leaves a hole at the end of a file.
-    pub(crate) fn append_hole(&mut self, file: &mut OpenFile, length: u64) -> Result<()> {
-        self.count_content(length)?;
-        file.length += length;
+    /// Lets a hole reach from the end of a file to `length`.
+    pub(crate) fn extend(&mut self, file: &mut OpenFile, length: u64) -> Result<()> {
+        self.count_content(length.saturating_sub(file.length))?;
+        file.length = file.length.max(length);
         Ok(())
     }
 
@@ -374,7 +394,12 @@ impl Root {
         self.finish_file(file, attributes)
     }
 
-    /// Sets the times of the directories and brings everything to the disk.
+    /// Whether nothing was written.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// Sets the times of the directories.
     pub(crate) fn finish(self) -> Result<()> {
         for (path, modified) in self.times.iter().rev() {
             // What was a directory when it was listed may have been replaced since.
@@ -382,10 +407,7 @@ impl Root {
             rustix::fs::utimensat(&directory, ".", &timestamps(*modified), AtFlags::empty())
                 .map_err(|error| self.at(path, error))?;
         }
-        let directory =
-            rustix::fs::openat(&*self.directory, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(Error::at(&self.location))?;
-        rustix::fs::syncfs(&directory).map_err(Error::at(&self.location))
+        Ok(())
     }
 
     /// The directory that a path lies in, made with what leads to it if it is not there.

@@ -52,7 +52,7 @@ pub(crate) struct ChangeLock {
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl Store {
@@ -115,7 +115,7 @@ impl Store {
         std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(Error::at(&path))?;
         let directory = open_directory(&path).map_err(Error::at(&path))?;
         rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(Error::at(&path))?;
-        Ok(Scratch { path, _lock: directory })
+        Ok(Scratch { path, lock: directory })
     }
 
     /// Takes over every folder that a process which is gone left half done; dropping them removes them.
@@ -126,7 +126,7 @@ impl Store {
             match open_directory(&path) {
                 Ok(directory) => {
                     match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                        Ok(()) => leftovers.push(Scratch { path, _lock: directory }),
+                        Ok(()) => leftovers.push(Scratch { path, lock: directory }),
                         // Its maker lives.
                         Err(Errno::WOULDBLOCK) => {}
                         Err(error) => return Err(Error::at(path)(error)),
@@ -155,7 +155,7 @@ impl Store {
         }
         let path = self.scratches().join(random_name()?);
         publish(directory, &path)?;
-        Ok(Some(Scratch { path, _lock: lock }))
+        Ok(Some(Scratch { path, lock }))
     }
 
     /// Writes a record so that a crash leaves the old one or the new one.
@@ -172,8 +172,9 @@ impl Store {
 }
 
 impl Scratch {
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    /// Brings everything in it to the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.lock).map_err(Error::at(&self.path))
     }
 
     /// Makes a folder in it.

@@ -1,7 +1,9 @@
 //! Tests over the whole catalogue, on real files. They run as root, as the server does.
 
+mod attacks;
 mod catalogue;
 mod host;
+mod pack;
 
 use std::path::Path;
 
