@@ -254,7 +254,7 @@ pub struct ExecChunk {
 }
 
 /// Data of a stream's `done` event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(ToSchema))]
 pub struct ExecDone {
     /// Status as a shell reports it.

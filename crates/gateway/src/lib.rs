@@ -1,10 +1,23 @@
 //! The HTTP edge: translations of public dialects onto [`sandhaus_sandbox::Service`]. It knows no engine, and nothing
 //! in it needs root. Each dialect is a folder; no dialect names another.
+//!
+//! Reading order: `server` (connections and their limits), `edge` (what every request passes: request id, key, log,
+//! metrics), `auth`, `error` (the one table from kinds to status codes), `metrics`, then the dialect: `v1`.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 
 use sandhaus_sandbox::Service;
 use tokio_util::sync::CancellationToken;
+
+mod auth;
+mod body;
+mod edge;
+mod error;
+mod metrics;
+mod server;
+mod v1;
+
+use edge::Edge;
 
 /// What the edge needs to know.
 #[derive(Debug, Clone)]
@@ -26,21 +39,42 @@ pub struct V1Config {
     pub exec_timeout_max_ms: u64,
     /// Bytes of output kept of one blocking command.
     pub output_bytes_max: usize,
+    /// Bytes of one multipart upload.
+    pub upload_bytes_max: usize,
 }
 
-/// Serves until `shutdown`, then lets requests in flight end for a bounded time.
+impl Default for V1Config {
+    fn default() -> Self {
+        Self {
+            security: sandhaus_sandbox::SecurityProfile::Strict,
+            readonly_root: true,
+            exec_timeout_max_ms: 120_000,
+            output_bytes_max: 5 << 20,
+            upload_bytes_max: 10 << 20,
+        }
+    }
+}
+
+/// Serves until `shutdown`, then lets requests in flight end for a bounded time. Without a key only a loopback
+/// listener is served.
 pub async fn serve(
     listener: tokio::net::TcpListener,
     service: Service,
     config: GatewayConfig,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let _: Option<SocketAddr> = listener.local_addr().ok();
-    let _ = (service, config, shutdown);
-    todo!()
+    let address = listener.local_addr()?;
+    if config.api_key.is_none() && !address.ip().is_loopback() {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            format!("refusing to listen on {address} without an API key; set one, or listen on 127.0.0.1"),
+        ));
+    }
+    let edge = Arc::new(Edge::new(service, config));
+    server::run(listener, edge, shutdown).await
 }
 
 /// The OpenAPI document of everything this edge serves, as JSON.
 pub fn openapi() -> String {
-    todo!()
+    edge::document()
 }

@@ -1,0 +1,210 @@
+//! What every request passes on its way in and out, and the routes that belong to no dialect.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header},
+    middleware::{self, Next},
+    response::IntoResponse,
+};
+use sandhaus_client::wire::{ErrorBody, Health};
+use sandhaus_sandbox::{Service, service::ListFilter};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use utoipa::openapi::{
+    ContactBuilder, InfoBuilder, OpenApi, OpenApiBuilder, SecurityRequirement,
+    security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    GatewayConfig, V1Config,
+    auth::Guard,
+    error::{ApiError, ApiResult, Failed, Subject},
+    metrics::Metrics,
+    v1,
+};
+
+/// Header that names a request in answers and logs.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest request id of a caller that is taken over, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// What handlers share.
+pub(crate) struct Edge {
+    pub(crate) service: Service,
+    pub(crate) v1: V1Config,
+    pub(crate) metrics: Metrics,
+    /// Cancelled when the server begins to end: streams say so and stop.
+    pub(crate) ending: CancellationToken,
+    /// Connections that were handed over to another protocol.
+    pub(crate) upgraded: TaskTracker,
+    guard: Guard,
+}
+
+impl Edge {
+    pub(crate) fn new(service: Service, config: GatewayConfig) -> Self {
+        Self {
+            service,
+            guard: Guard::new(config.api_key.as_deref()),
+            v1: config.v1,
+            metrics: Metrics::new(),
+            ending: CancellationToken::new(),
+            upgraded: TaskTracker::new(),
+        }
+    }
+}
+
+/// The name of a request, for handlers that answer piecemeal.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The caller's own if it is sane, else 8 random hex digits.
+    fn of(headers: &HeaderMap) -> Self {
+        match headers.get(REQUEST_ID) {
+            Some(given)
+                if !given.is_empty() && given.len() <= REQUEST_ID_BYTES_MAX && given.to_str().is_ok() =>
+            {
+                Self(given.clone())
+            }
+            _ => {
+                let mut bytes = [0; 4];
+                getrandom::fill(&mut bytes).expect("the kernel has random bytes");
+                let text = format!("{:08x}", u32::from_be_bytes(bytes));
+                Self(HeaderValue::from_str(&text).expect("hex digits make a header value"))
+            }
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+/// The whole edge as a service.
+pub(crate) fn router(edge: Arc<Edge>) -> Router {
+    let (router, _) = documented().split_for_parts();
+    router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&edge), pass))
+        .with_state(edge)
+}
+
+/// The OpenAPI document as JSON text.
+pub(crate) fn document() -> String {
+    let mut text = documented().into_openapi().to_pretty_json().expect("an OpenAPI document serialises");
+    text.push('\n');
+    text
+}
+
+fn documented() -> OpenApiRouter<Arc<Edge>> {
+    OpenApiRouter::with_openapi(preface())
+        .routes(routes!(healthz))
+        .routes(routes!(openapi_json))
+        .routes(routes!(metrics))
+        .merge(v1::routes())
+}
+
+fn preface() -> OpenApi {
+    let mut document = OpenApiBuilder::new()
+        .info(
+            InfoBuilder::new()
+                .title("Sandhaus")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some("Sandboxes for programs: sessions, commands, files and images."))
+                .contact(Some(ContactBuilder::new().name(Some("Sandhaus")).build()))
+                .build(),
+        )
+        .security(Some([SecurityRequirement::new("key", Vec::<String>::new())]))
+        .build();
+    let key = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    document.components.get_or_insert_default().add_security_scheme("key", key);
+    document
+}
+
+/// The way in and out: names the request, asks for the key, measures, renders and logs what failed.
+async fn pass(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -> Response<Body> {
+    let started = Instant::now();
+    let id = RequestId::of(request.headers());
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let route = matched.as_ref().map(MatchedPath::as_str);
+    let method = request.method().clone();
+    let mut response = match edge.guard.admit(route, request.uri(), request.headers()) {
+        Ok(()) => {
+            request.extensions_mut().insert(id.clone());
+            next.run(request).await
+        }
+        Err(refusal) => refusal.into_response(),
+    };
+    let route = route.unwrap_or("unknown");
+    if let Some(Failed(error)) = response.extensions_mut().remove::<Failed>() {
+        error.log(id.as_str(), route);
+        response = error.render(id.as_str());
+    }
+    let taken = started.elapsed();
+    edge.metrics.request(&method, route, response.status(), taken);
+    tracing::debug!(
+        request_id = id.as_str(),
+        %method,
+        route,
+        status = response.status().as_u16(),
+        taken_us = taken.as_micros(),
+        "request answered"
+    );
+    response.headers_mut().insert(REQUEST_ID, id.0);
+    response
+}
+
+async fn unknown_path() -> Response<Body> {
+    plain(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+async fn wrong_method() -> Response<Body> {
+    plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n")
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// Whether the server answers at all. Needs no key.
+#[utoipa::path(get, path = "/healthz", tag = "server", security(()), responses((status = 200, body = Health)))]
+async fn healthz() -> Response<Body> {
+    v1::json(StatusCode::OK, &Health { status: "ok".to_owned() })
+}
+
+/// This document. Needs no key.
+#[utoipa::path(get, path = "/openapi.json", tag = "server", security(()), responses((status = 200, content_type = "application/json", body = Object)))]
+async fn openapi_json() -> Response<Body> {
+    static DOCUMENT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    let mut response = Response::new(Body::from(DOCUMENT.get_or_init(document).as_str()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Counts and durations in Prometheus' text form.
+#[utoipa::path(get, path = "/metrics", tag = "server", responses(
+    (status = 200, content_type = "text/plain", body = String),
+    (status = 401, body = ErrorBody),
+))]
+async fn metrics(State(edge): State<Arc<Edge>>) -> ApiResult<Response<Body>> {
+    let live = edge
+        .service
+        .list(ListFilter::default())
+        .await
+        .map_err(|error| ApiError::of(Subject::Session, error))?;
+    let mut response = Response::new(Body::from(edge.metrics.render(&live)));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}

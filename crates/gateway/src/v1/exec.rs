@@ -1,0 +1,297 @@
+//! Commands in a session's shell: what is asked, how their output is followed, and the answer in one piece.
+//!
+//! A command belongs to its session, not to the connection that asked for it: a client that hangs up, whether it waits
+//! for the whole answer or follows a stream, leaves the command running until its end or its time limit.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::{Response, StatusCode},
+};
+use sandhaus_client::wire::{CMD_BYTES_MAX, ErrorBody, ExecRequest, ExecResult, TIMEOUT_MS_MAX};
+use sandhaus_protocol::shell::{DEFAULT, ShellExec, ShellExit, ShellStarted};
+use sandhaus_sandbox::{
+    Error, Kind, SandboxId,
+    toolbox::{Event, Events},
+};
+use serde_json::json;
+
+use super::{
+    SessionPath,
+    clean::{Collector, Terminal},
+    json,
+    json::Json,
+    sessions::machine_error,
+    wire::go_duration,
+};
+use crate::{
+    edge::Edge,
+    error::{ApiError, ApiResult, Subject},
+};
+
+/// How often in a row a lost stream of output is taken up again without anything new on it.
+const RESUMES_MAX: u32 = 5;
+
+/// A command that succeeded within this time was not struck by the memory limit: nobody looks.
+const OOM_UNLIKELY: Duration = Duration::from_millis(10);
+
+/// Runs a command and answers when it has ended. A client that hangs up leaves the command running.
+#[utoipa::path(post, path = "/v1/sessions/{id}/exec", tag = "exec", params(("id" = String, Path)), request_body = ExecRequest, responses(
+    (status = 200, body = ExecResult),
+    (status = 400, body = ErrorBody, description = "INVALID_REQUEST"),
+    (status = 404, body = ErrorBody, description = "SESSION_NOT_FOUND"),
+    (status = 409, body = ErrorBody, description = "SESSION_NOT_RUNNING"),
+    (status = 410, body = ErrorBody, description = "SESSION_EXPIRED"),
+    (status = 504, body = ErrorBody, description = "COMMAND_TIMEOUT; details.output has what was printed"),
+))]
+pub(super) async fn exec(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+    Json(request): Json<ExecRequest>,
+) -> ApiResult<Response<Body>> {
+    let started = Instant::now();
+    let command = Command::check(&edge, request)?;
+    let result = run(&edge, &id, &command).await;
+    let outcome = match &result {
+        Ok(result) if result.exit_code == 0 => "success",
+        Ok(_) => "failure",
+        Err(error) if error.status() == StatusCode::GATEWAY_TIMEOUT => "timeout",
+        Err(_) => "error",
+    };
+    edge.metrics.executed(outcome, started.elapsed());
+    Ok(json(StatusCode::OK, &result?))
+}
+
+async fn run(edge: &Arc<Edge>, id: &SandboxId, command: &Command) -> ApiResult<ExecResult> {
+    let mut running = Running::start(Arc::clone(edge), id.clone(), command).await?;
+    let mut collector = Collector::new(command.terminal, edge.v1.output_bytes_max);
+    let exit = loop {
+        match running.next().await? {
+            Output::Bytes(bytes) => collector.push(&bytes),
+            Output::Lost(_) => collector.lose_rest(),
+            Output::Quiet => {}
+            Output::Exit(exit) => break exit,
+        }
+    };
+    let oom = running.finish(&exit).await;
+    let (output, truncated) = collector.finish();
+    if exit.timed_out {
+        let details = json!({
+            "output": output,
+            "truncated": truncated,
+            "exit_code": exit.exit_code,
+            "cwd": exit.cwd,
+            "duration_ms": exit.duration_ms,
+        });
+        return Err(command.timed_out().with_details(details));
+    }
+    let ShellExit { exit_code, cwd, duration_ms, .. } = exit;
+    Ok(ExecResult { exit_code, cwd, output, truncated, duration_ms, oom })
+}
+
+/// A command that may run.
+pub(super) struct Command {
+    pub(super) terminal: Terminal,
+    exec: ShellExec,
+}
+
+impl Command {
+    /// Checks what was asked for.
+    pub(super) fn check(edge: &Edge, request: ExecRequest) -> ApiResult<Self> {
+        let ExecRequest { cmd, timeout_ms, raw_output } = request;
+        if cmd.is_empty() {
+            return Err(ApiError::invalid("cmd is required"));
+        }
+        if cmd.len() > CMD_BYTES_MAX {
+            let bytes = cmd.len();
+            let message = format!("cmd is too large ({bytes} bytes), max is {CMD_BYTES_MAX} bytes");
+            return Err(ApiError::invalid(message).with_details(json!({
+                "cmd_bytes": bytes,
+                "max_cmd_bytes": CMD_BYTES_MAX,
+                "recommendation": "write the script to a file with fs/write or fs/upload, then run that file",
+            })));
+        }
+        let limit = edge.v1.exec_timeout_max_ms;
+        let timeout_ms = match timeout_ms {
+            ..0 => return Err(ApiError::invalid("timeout_ms must be non-negative")),
+            0 => limit,
+            1..=TIMEOUT_MS_MAX => timeout_ms.unsigned_abs().min(limit),
+            _ => return Err(ApiError::invalid("timeout_ms must not exceed 600000 (10 minutes)")),
+        };
+        Ok(Self { terminal: terminal(raw_output), exec: ShellExec { cmd, timeout_ms } })
+    }
+
+    /// The error of a command that ran into its time limit.
+    pub(super) fn timed_out(&self) -> ApiError {
+        timed_out(Duration::from_millis(self.exec.timeout_ms))
+    }
+}
+
+/// What `raw_output` means for the terminal's bytes.
+pub(super) fn terminal(raw_output: bool) -> Terminal {
+    if raw_output { Terminal::Keep } else { Terminal::Strip }
+}
+
+fn timed_out(limit: Duration) -> ApiError {
+    let message = format!("command timeout: timeout: command exceeded {}", go_duration(limit));
+    ApiError::new(Kind::Timeout, Subject::Command, message)
+}
+
+/// What a running command yields.
+pub(super) enum Output {
+    /// Bytes of the terminal.
+    Bytes(Bytes),
+    /// Output up to this offset was lost.
+    Lost(u64),
+    /// Nothing new, but it lives.
+    Quiet,
+    /// It ended.
+    Exit(ShellExit),
+}
+
+/// A running command, followed. If the stream breaks while the session goes on, it is taken up where it broke.
+pub(super) struct Running {
+    edge: Arc<Edge>,
+    id: SandboxId,
+    events: Events<ShellStarted, ShellExit>,
+    exec_id: Option<u64>,
+    offset: u64,
+    broken: Option<Error>,
+    resumes: u32,
+    oom_kills_before: Option<u64>,
+}
+
+impl Running {
+    /// Starts a command in the session's shell.
+    pub(super) async fn start(edge: Arc<Edge>, id: SandboxId, command: &Command) -> ApiResult<Self> {
+        let toolbox = match edge.service.toolbox(&id).await {
+            Ok(toolbox) => toolbox,
+            Err(error) => return Err(machine_error(&edge, &id, error).await),
+        };
+        // The count before may be read while the command starts: nothing uses up its memory that fast.
+        let (events, stats, touched) = tokio::join!(
+            toolbox.shell_exec(DEFAULT, &command.exec),
+            edge.service.stats(&id),
+            edge.service.touch(&id)
+        );
+        log_missed_touch(&id, touched);
+        let events = events.map_err(|error| ApiError::of(Subject::Machine, error))?;
+        let oom_kills_before = stats.ok().map(|stats| stats.oom_kills);
+        Ok(Self::following(edge, id, events, oom_kills_before))
+    }
+
+    /// Takes up the stream of a command that runs already, or ran lately, from `offset`.
+    pub(super) async fn resume(edge: Arc<Edge>, id: SandboxId, exec_id: u64, offset: u64) -> ApiResult<Self> {
+        let toolbox = match edge.service.toolbox(&id).await {
+            Ok(toolbox) => toolbox,
+            Err(error) => return Err(machine_error(&edge, &id, error).await),
+        };
+        let events = toolbox
+            .shell_resume(DEFAULT, exec_id, offset)
+            .await
+            .map_err(|error| ApiError::of(Subject::Command, error))?;
+        let mut running = Self::following(edge, id, events, None);
+        running.exec_id = Some(exec_id);
+        running.offset = offset;
+        Ok(running)
+    }
+
+    fn following(
+        edge: Arc<Edge>,
+        id: SandboxId,
+        events: Events<ShellStarted, ShellExit>,
+        oom_kills_before: Option<u64>,
+    ) -> Self {
+        Self { edge, id, events, exec_id: None, offset: 0, broken: None, resumes: 0, oom_kills_before }
+    }
+
+    /// Names the command in its shell, once it has started.
+    pub(super) fn exec_id(&self) -> Option<u64> {
+        self.exec_id
+    }
+
+    /// What comes next; nothing after [`Output::Exit`]. Cancel-safe: a broken stream is noted before it is repaired.
+    pub(super) async fn next(&mut self) -> ApiResult<Output> {
+        loop {
+            if let Some(error) = self.broken.take() {
+                self.repair(error).await?;
+            }
+            let event = match self.events.next().await {
+                Ok(Some(event)) => event,
+                Ok(None) => {
+                    return Err(ApiError::new(
+                        Kind::Unavailable,
+                        Subject::Machine,
+                        "the command's output broke off",
+                    ));
+                }
+                Err(error) => {
+                    self.broken = Some(error);
+                    continue;
+                }
+            };
+            self.resumes = 0;
+            match event {
+                Event::Started(started) => self.exec_id = Some(started.exec_id),
+                Event::Stdout(offset, bytes) | Event::Stderr(offset, bytes) => {
+                    self.offset = offset + bytes.len() as u64;
+                    return Ok(Output::Bytes(bytes));
+                }
+                Event::Gap(offset) => {
+                    self.offset = self.offset.max(offset);
+                    return Ok(Output::Lost(offset));
+                }
+                Event::Ping => return Ok(Output::Quiet),
+                Event::Exit(exit) => return Ok(Output::Exit(exit)),
+            }
+        }
+    }
+
+    async fn repair(&mut self, error: Error) -> ApiResult<()> {
+        let (Kind::Unavailable, Some(exec_id), true) =
+            (error.kind(), self.exec_id, self.resumes < RESUMES_MAX)
+        else {
+            return Err(machine_error(&self.edge, &self.id, error).await);
+        };
+        self.resumes += 1;
+        // Put back first: a wait that is dropped here goes on with the repair next time.
+        self.broken = Some(error);
+        let resumed = match self.edge.service.toolbox(&self.id).await {
+            Ok(toolbox) => toolbox.shell_resume(DEFAULT, exec_id, self.offset).await,
+            Err(error) => Err(error),
+        };
+        match resumed {
+            Ok(events) => {
+                self.events = events;
+                self.broken = None;
+                Ok(())
+            }
+            Err(error) => Err(machine_error(&self.edge, &self.id, error).await),
+        }
+    }
+
+    /// Marks the use of the session at the command's end, and tells whether the memory limit struck meanwhile.
+    pub(super) async fn finish(&self, exit: &ShellExit) -> bool {
+        log_missed_touch(&self.id, self.edge.service.touch(&self.id).await);
+        let quick = Duration::from_millis(exit.duration_ms) < OOM_UNLIKELY;
+        match self.oom_kills_before {
+            Some(before) if exit.exit_code != 0 || !quick => {
+                let after = self.edge.service.stats(&self.id).await;
+                after.is_ok_and(|stats| stats.oom_kills > before)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A session may end while it is used; whoever uses it learns that from the use itself.
+fn log_missed_touch(id: &SandboxId, touched: Result<(), Error>) {
+    if let Err(error) = touched {
+        tracing::debug!(sandbox = %id, error = %error, "use of a session was not noted");
+    }
+}

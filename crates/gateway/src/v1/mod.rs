@@ -1,0 +1,83 @@
+//! The native dialect `/v1`, compatible with the published Sandkasten clients.
+//!
+//! Reading order: `json` (how requests are read), `wire` (domain to wire), `sessions`, `exec` and `stream` (commands),
+//! `clean` (what becomes of their output), `files`, `upload`, `images`, `toolbox` (the way to the agent inside).
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, RawPathParams},
+    http::{HeaderValue, Response, StatusCode, header, request::Parts},
+};
+use sandhaus_sandbox::SandboxId;
+use serde::Serialize;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    edge::Edge,
+    error::{ApiError, Subject},
+};
+
+mod clean;
+mod exec;
+mod files;
+mod images;
+mod inside;
+mod json;
+mod sessions;
+mod stream;
+mod toolbox;
+mod upload;
+mod wire;
+
+/// All routes of the dialect.
+pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
+    OpenApiRouter::new()
+        .routes(routes!(sessions::create, sessions::list))
+        .routes(routes!(sessions::get, sessions::delete))
+        .routes(routes!(sessions::stats))
+        .routes(routes!(sessions::pause))
+        .routes(routes!(sessions::resume))
+        .routes(routes!(sessions::stop))
+        .routes(routes!(sessions::start))
+        .routes(routes!(exec::exec))
+        .routes(routes!(stream::exec_stream))
+        .routes(routes!(files::write))
+        .routes(routes!(files::read))
+        .routes(routes!(upload::upload))
+        .routes(routes!(files::list))
+        .routes(routes!(files::stat))
+        .routes(routes!(files::remove))
+        .routes(routes!(files::raw_read, files::raw_write))
+        .routes(routes!(toolbox::proxy))
+        .routes(routes!(images::list))
+        .routes(routes!(images::remove))
+        .routes(routes!(images::tag))
+        .routes(routes!(sessions::workspaces))
+}
+
+/// A JSON answer, with the final newline that this API always has.
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+    let mut text = serde_json::to_vec(value).expect("wire types serialise");
+    text.push(b'\n');
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The `{id}` of a path, parsed.
+pub(crate) struct SessionPath(pub(crate) SandboxId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let refuse = || ApiError::invalid("invalid session id format");
+        let parameters = RawPathParams::from_request_parts(parts, state).await.map_err(|_| refuse())?;
+        let text = parameters.iter().find_map(|(name, value)| (name == "id").then_some(value));
+        let id = SandboxId::parse(text.ok_or_else(refuse)?);
+        id.map(Self).map_err(|error| ApiError::of(Subject::Request, error))
+    }
+}

@@ -1,0 +1,423 @@
+//! Sessions: make, list, show, end, and what lies between.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderName, HeaderValue, Response, StatusCode, Uri},
+};
+use sandhaus_client::wire::{
+    CreateSession, ErrorBody, Okay, SessionInfo, Stats, TTL_SECONDS_MAX, WorkspaceList,
+};
+use sandhaus_sandbox::{
+    EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase, Resources, SandboxId,
+    SandboxView, SecurityProfile,
+    service::{CreateSandbox, ListFilter},
+};
+
+use super::{
+    SessionPath, json,
+    json::Json,
+    wire::{session_info, status},
+};
+use crate::{
+    edge::Edge,
+    error::{ApiError, ApiResult, Subject},
+};
+
+/// Who owns the sessions of this dialect: it knows one key, so one owner.
+const OWNER: &str = "v1";
+
+/// Longest image name that this dialect accepts.
+const IMAGE_NAME_BYTES_MAX: usize = 64;
+
+/// Most processor cores that may be asked for.
+const CPUS_MAX: f64 = 4096.0;
+
+/// Most memory or disk that may be asked for, in MiB.
+const MEGABYTES_MAX: i64 = 64 << 20;
+
+/// Most processes that may be asked for.
+const PIDS_MAX: i64 = 4 << 20;
+
+/// Most sessions of one page.
+const PAGE_MAX: usize = 1000;
+
+/// Header of a page with more behind it: the `cursor` of the next.
+const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
+
+/// Makes a session and answers when it runs.
+#[utoipa::path(post, path = "/v1/sessions", tag = "sessions", request_body = CreateSession, responses(
+    (status = 201, body = SessionInfo),
+    (status = 400, body = ErrorBody, description = "INVALID_REQUEST, INVALID_IMAGE, INVALID_WORKSPACE or UNSUPPORTED"),
+    (status = 429, body = ErrorBody, description = "no room for another session"),
+))]
+pub(super) async fn create(
+    State(edge): State<Arc<Edge>>,
+    Json(request): Json<CreateSession>,
+) -> ApiResult<Response<Body>> {
+    let started = Instant::now();
+    let wanted = wanted(&edge, request)?;
+    let view = edge.service.create(wanted).await.map_err(|error| ApiError::of(Subject::NewSession, error))?;
+    edge.metrics.created(started.elapsed());
+    let info = SessionInfo { acquire_source: Some("cold".to_owned()), ..session_info(&view) };
+    Ok(json(StatusCode::CREATED, &info))
+}
+
+/// A request, checked, in the domain's words.
+fn wanted(edge: &Edge, request: CreateSession) -> ApiResult<CreateSandbox> {
+    let ttl = match request.ttl_seconds {
+        ..0 => return Err(ApiError::invalid("ttl_seconds must be non-negative")),
+        0 => None,
+        1..=TTL_SECONDS_MAX => Some(Duration::from_secs(request.ttl_seconds.unsigned_abs())),
+        _ => return Err(ApiError::invalid("ttl_seconds must not exceed 86400 (24 hours)")),
+    };
+    refuse_workspace(&request.workspace_id)?;
+    if !request.snapshot.is_empty() {
+        return Err(ApiError::new(
+            Kind::Unsupported,
+            Subject::Request,
+            "snapshots are not enabled on this server",
+        ));
+    }
+    let network = match request.network.as_str() {
+        "" => None,
+        "none" => Some(NetworkPolicy::None),
+        other => {
+            let message = format!("network {other:?} is not supported; use \"none\"");
+            return Err(ApiError::new(Kind::Unsupported, Subject::Request, message));
+        }
+    };
+    let security = match request.security.as_str() {
+        "" => edge.v1.security,
+        "strict" => SecurityProfile::Strict,
+        "container" => SecurityProfile::Container,
+        _ => return Err(ApiError::invalid("security must be \"strict\" or \"container\"")),
+    };
+    Ok(CreateSandbox {
+        owner: OwnerId(OWNER.to_owned()),
+        name: (!request.name.is_empty()).then_some(request.name),
+        image: image(&request.image)?,
+        engine: (!request.engine.is_empty()).then_some(EngineName(request.engine)),
+        resources: Resources {
+            cpu_millis: cpu_millis(request.cpus)?,
+            memory_bytes: megabytes("memory_mb", request.memory_mb)?,
+            pids: pids(request.pids)?,
+            disk_bytes: megabytes("disk_mb", request.disk_mb)?,
+        },
+        network,
+        security,
+        readonly_root: request.readonly_root.unwrap_or(edge.v1.readonly_root),
+        env: request.env,
+        workdir: (!request.workdir.is_empty()).then_some(request.workdir),
+        mounts: Vec::new(),
+        entrypoint: request.entrypoint,
+        ttl,
+        labels: request.labels,
+        shell: sandhaus_protocol::boot::ShellPreference::default(),
+        warm_shell: request.warm_shell.unwrap_or(true),
+    })
+}
+
+fn image(name: &str) -> ApiResult<Option<ImageName>> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let refuse = || ApiError::new(Kind::Invalid, Subject::Image, format!("invalid image name: {name:?}"));
+    if name.len() > IMAGE_NAME_BYTES_MAX {
+        return Err(refuse());
+    }
+    ImageName::parse(name).map(Some).map_err(|_| refuse())
+}
+
+/// Workspaces are checked as the clients expect, then refused by name.
+fn refuse_workspace(id: &str) -> ApiResult<()> {
+    if id.is_empty() {
+        return Ok(());
+    }
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let bytes = id.as_bytes();
+    Err(if bytes.len() < 2 {
+        ApiError::invalid("workspace_id must be at least 2 characters")
+    } else if bytes.len() > 64 {
+        ApiError::invalid("workspace_id must not exceed 64 characters")
+    } else if !bytes.iter().all(|byte| inner(*byte)) || bytes.starts_with(b"-") || bytes.ends_with(b"-") {
+        ApiError::invalid(
+            "workspace_id must contain only lowercase letters, numbers, and hyphens, and cannot start or end with a hyphen",
+        )
+    } else {
+        ApiError::new(Kind::Invalid, Subject::Workspace, "workspaces are not enabled on this server")
+    })
+}
+
+fn cpu_millis(cpus: f64) -> ApiResult<u32> {
+    if !(0.0..=CPUS_MAX).contains(&cpus) {
+        return Err(ApiError::invalid(format!("cpus must be between 0 and {CPUS_MAX}")));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range was checked just above"
+    )]
+    let millis = (cpus * 1000.0).round() as u32;
+    // Zero means the default, so that what is asked for is never rounded down to it.
+    Ok(if cpus > 0.0 { millis.max(1) } else { 0 })
+}
+
+fn megabytes(name: &str, value: i64) -> ApiResult<u64> {
+    match value {
+        ..0 => Err(ApiError::invalid(format!("{name} must be non-negative"))),
+        0..=MEGABYTES_MAX => Ok(value.unsigned_abs() << 20),
+        _ => Err(ApiError::invalid(format!("{name} must not exceed {MEGABYTES_MAX}"))),
+    }
+}
+
+fn pids(value: i64) -> ApiResult<u32> {
+    match value {
+        ..0 => Err(ApiError::invalid("pids must be non-negative")),
+        0..=PIDS_MAX => Ok(u32::try_from(value).expect("PIDS_MAX fits")),
+        _ => Err(ApiError::invalid(format!("pids must not exceed {PIDS_MAX}"))),
+    }
+}
+
+/// Sessions that live, newest first; with `status=all` also those that have ended.
+#[utoipa::path(get, path = "/v1/sessions", tag = "sessions", params(
+    ("status" = Option<String>, Query, description = "`all`: also sessions that have ended"),
+    ("label" = Option<Vec<String>>, Query, description = "`key=value`, may be given several times: only sessions with these labels"),
+    ("limit" = Option<u32>, Query, description = "at most so many, 1 to 1000; the header X-Next-Cursor then names the next page"),
+    ("cursor" = Option<String>, Query, description = "the page after this session"),
+), responses((status = 200, body = Vec<SessionInfo>), (status = 400, body = ErrorBody)))]
+pub(super) async fn list(State(edge): State<Arc<Edge>>, uri: Uri) -> ApiResult<Response<Body>> {
+    let filter = filter(&uri)?;
+    let limit = filter.limit;
+    let views = edge.service.list(filter).await.map_err(|error| ApiError::of(Subject::Session, error))?;
+    let infos: Vec<SessionInfo> = views.iter().map(session_info).collect();
+    let mut response = json(StatusCode::OK, &infos);
+    if let Some(last) = infos.last().filter(|_| limit > 0 && infos.len() >= limit) {
+        let cursor = HeaderValue::from_str(&last.id).expect("an id is made of hex digits and hyphens");
+        response.headers_mut().insert(NEXT_CURSOR, cursor);
+    }
+    Ok(response)
+}
+
+fn filter(uri: &Uri) -> ApiResult<ListFilter> {
+    let mut filter = ListFilter::default();
+    for (name, value) in super::files::query_pairs(uri)? {
+        match name.as_str() {
+            "status" if value == "all" => filter.with_ended = true,
+            "status" if value.is_empty() || value == "live" => {}
+            "status" => return Err(ApiError::invalid("status must be \"live\" or \"all\"")),
+            "label" => {
+                let (key, value) = value
+                    .split_once('=')
+                    .ok_or_else(|| ApiError::invalid("label must have the form key=value"))?;
+                filter.labels.insert(key.to_owned(), value.to_owned());
+            }
+            "limit" => {
+                filter.limit =
+                    value.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit)).ok_or_else(|| {
+                        ApiError::invalid(format!("limit must be between 1 and {PAGE_MAX}"))
+                    })?;
+            }
+            "cursor" if value.is_empty() => {}
+            "cursor" => {
+                let after = SandboxId::parse(&value);
+                filter.after =
+                    Some(after.map_err(|_| ApiError::invalid("cursor must be the id of a session"))?);
+            }
+            _ => {}
+        }
+    }
+    Ok(filter)
+}
+
+/// One session, live or ended.
+#[utoipa::path(get, path = "/v1/sessions/{id}", tag = "sessions", params(("id" = String, Path)), responses(
+    (status = 200, body = SessionInfo),
+    (status = 404, body = ErrorBody, description = "SESSION_NOT_FOUND"),
+))]
+pub(super) async fn get(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+) -> ApiResult<Response<Body>> {
+    let view = edge.service.get(&id).await.map_err(|error| ApiError::of(Subject::Session, error))?;
+    let mut info = session_info(&view);
+    if view.ended.is_none() && view.status.phase == Phase::Running {
+        // Where the shell stands is known to the shell alone. If it cannot say, the start directory is the answer.
+        if let Ok(toolbox) = edge.service.toolbox(&id).await
+            && let Ok(shell) = toolbox.shell_info(sandhaus_protocol::shell::DEFAULT).await
+            && !shell.cwd.is_empty()
+        {
+            info.cwd = shell.cwd;
+        }
+    }
+    Ok(json(StatusCode::OK, &info))
+}
+
+/// Ends a session and answers when nothing of it is left. One that has ended already is success.
+#[utoipa::path(delete, path = "/v1/sessions/{id}", tag = "sessions", params(("id" = String, Path)), responses(
+    (status = 200, body = Okay),
+    (status = 404, body = ErrorBody, description = "SESSION_NOT_FOUND"),
+))]
+pub(super) async fn delete(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+) -> ApiResult<Response<Body>> {
+    edge.service.delete(&id).await.map_err(|error| ApiError::of(Subject::Session, error))?;
+    Ok(json(StatusCode::OK, &Okay { ok: true }))
+}
+
+/// Use of resources.
+#[utoipa::path(get, path = "/v1/sessions/{id}/stats", tag = "sessions", params(("id" = String, Path)), responses(
+    (status = 200, body = Stats),
+    (status = 404, body = ErrorBody, description = "SESSION_NOT_FOUND"),
+    (status = 409, body = ErrorBody, description = "SESSION_NOT_RUNNING"),
+))]
+pub(super) async fn stats(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+) -> ApiResult<Response<Body>> {
+    let stats = match edge.service.stats(&id).await {
+        Ok(stats) => stats,
+        Err(error) => return Err(machine_error(&edge, &id, error).await),
+    };
+    let stats = Stats {
+        memory_bytes: stats.memory_bytes,
+        memory_limit: stats.memory_limit_bytes.filter(|limit| *limit > 0),
+        cpu_usage_usec: stats.cpu_usage_usec,
+        pids: stats.pids,
+        oom_kills: stats.oom_kills,
+    };
+    Ok(json(StatusCode::OK, &stats))
+}
+
+/// Freezes a session in memory.
+#[utoipa::path(post, path = "/v1/sessions/{id}/pause", tag = "sessions", params(("id" = String, Path)), responses(
+    (status = 200, body = SessionInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+))]
+pub(super) async fn pause(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+) -> ApiResult<Response<Body>> {
+    set_goal(&edge, &id, Goal::Paused).await
+}
+
+/// Thaws a session.
+#[utoipa::path(post, path = "/v1/sessions/{id}/resume", tag = "sessions", params(("id" = String, Path)), responses(
+    (status = 200, body = SessionInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+))]
+pub(super) async fn resume(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+) -> ApiResult<Response<Body>> {
+    set_goal(&edge, &id, Goal::Running).await
+}
+
+/// Ends a session's machine and keeps its disk.
+#[utoipa::path(post, path = "/v1/sessions/{id}/stop", tag = "sessions", params(("id" = String, Path)), responses(
+    (status = 200, body = SessionInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+))]
+pub(super) async fn stop(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+) -> ApiResult<Response<Body>> {
+    set_goal(&edge, &id, Goal::Stopped).await
+}
+
+/// Starts a stopped session again, on its disk.
+#[utoipa::path(post, path = "/v1/sessions/{id}/start", tag = "sessions", params(("id" = String, Path)), responses(
+    (status = 200, body = SessionInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+))]
+pub(super) async fn start(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+) -> ApiResult<Response<Body>> {
+    set_goal(&edge, &id, Goal::Running).await
+}
+
+async fn set_goal(edge: &Edge, id: &SandboxId, goal: Goal) -> ApiResult<Response<Body>> {
+    let view =
+        edge.service.set_goal(id, goal).await.map_err(|error| ApiError::of(Subject::Session, error))?;
+    Ok(json(StatusCode::OK, &session_info(&view)))
+}
+
+/// Workspaces. None, since they are not enabled.
+#[utoipa::path(get, path = "/v1/workspaces", tag = "workspaces", responses((status = 200, body = WorkspaceList)))]
+pub(super) async fn workspaces() -> Response<Body> {
+    json(StatusCode::OK, &WorkspaceList { workspaces: Vec::new() })
+}
+
+/// An error of reaching into a session, in the words that the clients expect: if it does not run, what it does.
+pub(super) async fn machine_error(edge: &Edge, id: &SandboxId, error: Error) -> ApiError {
+    if error.kind() == Kind::Conflict
+        && let Ok(view) = edge.service.get(id).await
+    {
+        return not_running(&view);
+    }
+    ApiError::of(Subject::Machine, error)
+}
+
+fn not_running(view: &SandboxView) -> ApiError {
+    let message = format!("session not running: {} (status={})", view.sandbox.id, status(view));
+    ApiError::new(Kind::Conflict, Subject::Machine, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn message<T>(result: ApiResult<T>) -> String {
+        result.err().map(|error| error.public_message("")).unwrap_or_default()
+    }
+
+    #[test]
+    fn workspace_ids_are_checked_then_refused() {
+        assert!(refuse_workspace("").is_ok());
+        for (id, expected) in [
+            ("a", "workspace_id must be at least 2 characters"),
+            (&"a".repeat(65), "workspace_id must not exceed 64 characters"),
+            ("-ab", "cannot start or end with a hyphen"),
+            ("ab-", "cannot start or end with a hyphen"),
+            ("../../victim", "workspace_id must contain only lowercase letters, numbers, and hyphens"),
+            ("UPPER", "workspace_id must contain only lowercase letters"),
+            ("user-123", "workspaces are not enabled on this server"),
+        ] {
+            assert!(message(refuse_workspace(id)).contains(expected), "{id}");
+        }
+    }
+
+    #[test]
+    fn limits() {
+        assert_eq!(cpu_millis(0.0).unwrap(), 0);
+        assert_eq!(cpu_millis(1.5).unwrap(), 1500);
+        assert_eq!(cpu_millis(0.000_01).unwrap(), 1);
+        for wrong in [-1.0, f64::NAN, f64::INFINITY, 1e9] {
+            assert!(cpu_millis(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(megabytes("memory_mb", 512).unwrap(), 512 << 20);
+        assert_eq!(message(megabytes("memory_mb", -1)), "memory_mb must be non-negative");
+        assert!(megabytes("disk_mb", i64::MAX).is_err());
+        assert!(pids(i64::MAX).is_err());
+    }
+
+    #[test]
+    fn filters() {
+        let all = filter(&Uri::from_static(
+            "/?status=all&limit=2&label=a%3Db&label=c=d&cursor=0123abcd-012&future=1",
+        ))
+        .unwrap();
+        assert!(all.with_ended);
+        assert_eq!(all.limit, 2);
+        assert_eq!(all.labels, BTreeMap::from([("a".into(), "b".into()), ("c".into(), "d".into())]));
+        assert_eq!(all.after.unwrap().as_str(), "0123abcd-012");
+        for wrong in ["limit=0", "limit=x", "limit=1001", "status=odd", "label=x", "cursor=../x"] {
+            assert!(filter(&format!("/?{wrong}").parse().unwrap()).is_err(), "{wrong}");
+        }
+    }
+}
