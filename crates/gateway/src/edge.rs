@@ -15,6 +15,7 @@ use sandhaus_sandbox::{Service, service::ListFilter};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::openapi::{
     ContactBuilder, InfoBuilder, OpenApi, OpenApiBuilder, SecurityRequirement,
+    path::{Operation, PathItem},
     security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -97,9 +98,38 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
 
 /// The OpenAPI document as JSON text.
 pub(crate) fn document() -> String {
-    let mut text = documented().into_openapi().to_pretty_json().expect("an OpenAPI document serialises");
+    let mut document = documented().into_openapi();
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths =
+        paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), named(item))).collect();
+    let mut text = document.to_pretty_json().expect("an OpenAPI document serialises");
     text.push('\n');
     text
+}
+
+/// Operation ids must be unique: `TAG_NAME`, and the method where one handler serves several.
+fn named(mut item: PathItem) -> PathItem {
+    let methods = [
+        ("get", &mut item.get),
+        ("put", &mut item.put),
+        ("post", &mut item.post),
+        ("delete", &mut item.delete),
+        ("options", &mut item.options),
+        ("head", &mut item.head),
+        ("patch", &mut item.patch),
+    ];
+    let mut operations: Vec<(&str, &mut Operation)> =
+        methods.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?))).collect();
+    let names: Vec<Option<String>> =
+        operations.iter().map(|(_, operation)| operation.operation_id.clone()).collect();
+    for (index, (method, operation)) in operations.iter_mut().enumerate() {
+        let tag = operation.tags.iter().flatten().next().map_or("server", String::as_str);
+        let name = names[index].as_deref().unwrap_or("call");
+        let shared = names.iter().filter(|other| **other == names[index]).count() > 1;
+        operation.operation_id =
+            Some(if shared { format!("{tag}_{name}_{method}") } else { format!("{tag}_{name}") });
+    }
+    item
 }
 
 fn documented() -> OpenApiRouter<Arc<Edge>> {
@@ -207,4 +237,35 @@ async fn metrics(State(edge): State<Arc<Edge>>) -> ApiResult<Response<Body>> {
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn the_document_is_whole() {
+        let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        assert!(paths.contains_key("/v1/sessions/{id}/toolbox/{path}"));
+        let operations: Vec<&serde_json::Value> = paths
+            .values()
+            .flat_map(|item| item.as_object().unwrap().values())
+            .filter(|value| value.is_object())
+            .collect();
+        let ids: HashSet<&str> =
+            operations.iter().map(|operation| operation["operationId"].as_str().unwrap()).collect();
+        assert_eq!(ids.len(), operations.len(), "operation ids are unique");
+        for operation in operations {
+            assert!(operation["summary"].is_string(), "{operation} says what it does");
+        }
+        let text = document.to_string();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        for (_, rest) in text.match_indices("#/components/schemas/").map(|(at, _)| text.split_at(at + 21)) {
+            let name = rest.split('"').next().unwrap();
+            assert!(schemas.contains_key(name), "schema {name} is there");
+        }
+    }
 }
