@@ -16,6 +16,7 @@ use tokio::{
     sync::watch,
 };
 
+use crate::error::{Error, Kind};
 use crate::types::{
     Env, Generation, GuestOs, Mount, NetworkPolicy, Resources, SandboxId, SecurityProfile, Stats, Tree,
 };
@@ -184,14 +185,15 @@ pub enum GuestPort {
 pub struct Observed {
     /// Whose.
     pub id: SandboxId,
-    /// Its disk's generation.
+    /// Its disk, and the generation it was made for. The row alone says which generation a disk is at: here only its
+    /// presence counts.
     pub disk: Option<Generation>,
     /// Its machine.
     pub machine: Option<ObservedMachine>,
 }
 
 /// A machine that exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ObservedMachine {
     /// The generation it carries.
     pub generation: Generation,
@@ -267,6 +269,19 @@ impl EngineError {
     }
 }
 
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
+        let kind = match &error {
+            EngineError::Unsupported(_) => Kind::Unsupported,
+            EngineError::NotFound => Kind::Conflict,
+            EngineError::Exhausted(_) => Kind::Exhausted,
+            EngineError::Invalid(_) => Kind::Invalid,
+            EngineError::Host { .. } => Kind::Internal,
+        };
+        Self::new(kind, error.to_string()).with_source(error)
+    }
+}
+
 /// A byte stream into a machine.
 pub struct GuestStream(Box<dyn Stream>);
 
@@ -287,13 +302,21 @@ impl std::fmt::Debug for GuestStream {
 }
 
 impl AsyncRead for GuestStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for GuestStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {

@@ -1,17 +1,45 @@
 //! An instance: one data directory, held by a lock. Everything made in the kernel carries its id, so that two servers,
 //! `run` without a server, and parallel tests never touch each other's sandboxes.
+//!
+//! The lock is an open-file-description lock on `<dir>/lock`: the kernel frees it however the process ends, and asking
+//! who holds it never takes it, not even for a moment. The lock file appears in the directory *already locked* (an
+//! unnamed file is locked first and linked afterwards), so a sweeper never mistakes a starter for a dead instance.
+//! [`Instance::remove`] unlinks the lock file last; a starter that had opened the old one sees that its name now means
+//! something else and begins again.
+#![expect(unsafe_code, reason = "open-file-description locks have no safe wrapper")]
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{File, Permissions},
+    io::{self, Write},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
 
+use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+
+const LOCK_FILE: &str = "lock";
+const ID_FILE: &str = "instance";
+const HOLDER_FILE: &str = "holder";
+
+/// How often a starter begins again because a sweeper removed the directory under it.
+const ACQUIRE_ATTEMPTS_MAX: usize = 64;
+
+/// Length of an instance's id in hex digits.
+pub const ID_DIGITS: usize = 12;
 
 /// A held data directory. The lock is freed by the kernel when the process ends, however it ends.
 #[derive(Debug)]
 pub struct Instance {
     id: String,
     dir: PathBuf,
+    /// Held for its lock only.
+    _lock: File,
 }
 
 /// Who holds a data directory.
@@ -26,7 +54,24 @@ pub struct Holder {
 impl Instance {
     /// Makes the directory if needed (0700) and takes its lock. [`crate::Kind::Conflict`] if another process holds it.
     pub fn acquire(dir: &Path) -> Result<Self> {
-        todo!("{}", dir.display())
+        for _ in 0..ACQUIRE_ATTEMPTS_MAX {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(|error| failed("make data directory", error))?;
+            match take_lock(dir, LockFile::Create)
+                .map_err(|error| failed("take lock of data directory", error))?
+            {
+                Take::Taken(lock) => return Self::held(dir, lock),
+                Take::Held => {
+                    let message = format!("data directory {} is held by another process", dir.display());
+                    return Err(Error::new(Kind::Conflict, message));
+                }
+                Take::Moved => {}
+            }
+        }
+        Err(Error::new(Kind::Unavailable, format!("data directory {} is being removed", dir.display())))
     }
 
     /// The id: 12 hex digits, made once per directory and kept in it.
@@ -41,22 +86,345 @@ impl Instance {
 
     /// Writes down where the API listens, for [`Self::holder`].
     pub fn announce(&self, url: &str) -> Result<()> {
-        todo!("{url}")
+        write_holder(&self.dir, Some(url.to_owned()))
     }
 
     /// Who holds `dir`, if anyone does.
     pub fn holder(dir: &Path) -> Result<Option<Holder>> {
-        todo!("{}", dir.display())
+        let lock = match fs_err::File::open(dir.join(LOCK_FILE)) {
+            Ok(lock) => lock.into_parts().0,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(failed("open lock of data directory", error)),
+        };
+        if !is_locked(&lock).map_err(|error| failed("look at lock of data directory", error))? {
+            return Ok(None);
+        }
+        // The holder writes this file right after it took the lock; a reader in between knows no address yet.
+        let holder = fs_err::read(dir.join(HOLDER_FILE))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or(Holder { pid: 0, url: None });
+        Ok(Some(holder))
     }
 
     /// Takes every instance directly under `parent` whose holder is dead, for sweeping. The caller ends what its
     /// engines find there and then calls [`Self::remove`].
     pub fn take_dead(parent: &Path) -> Result<Vec<Self>> {
-        todo!("{}", parent.display())
+        let entries = match fs_err::read_dir(parent) {
+            Ok(entries) => entries,
+            Err(error) if is_missing(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(failed("list instances", error)),
+        };
+        let mut taken = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| failed("list instances", error))?;
+            // Only a real directory: a link could lead a sweeper, who is root, anywhere.
+            if !entry.file_type().map_err(|error| failed("list instances", error))?.is_dir() {
+                continue;
+            }
+            let dir = entry.path();
+            match take_lock(&dir, LockFile::Existing) {
+                Ok(Take::Taken(lock)) => taken.push(Self::held(&dir, lock)?),
+                // Without a lock file it is a starter's that has just begun (which begins again) or one that died
+                // there; only an empty directory goes.
+                Ok(Take::Moved) => drop(std::fs::remove_dir(&dir)),
+                Ok(Take::Held) => {}
+                Err(error) => tracing::warn!(dir = %dir.display(), %error, "cannot look at an instance"),
+            }
+        }
+        Ok(taken)
     }
 
     /// Removes the directory of an instance of which nothing is left.
     pub fn remove(self) -> Result<()> {
-        todo!()
+        let remove = || -> io::Result<()> {
+            // The id goes late and the lock last: whoever finds a half removed directory can still sweep it.
+            for entry in fs_err::read_dir(&self.dir)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                if name == LOCK_FILE || name == ID_FILE {
+                    continue;
+                }
+                if entry.file_type()?.is_dir() {
+                    fs_err::remove_dir_all(entry.path())?;
+                } else {
+                    fs_err::remove_file(entry.path())?;
+                }
+            }
+            fs_err::remove_file(self.dir.join(ID_FILE))?;
+            fs_err::remove_file(self.dir.join(LOCK_FILE))?;
+            match std::fs::remove_dir(&self.dir) {
+                // A starter has taken the empty directory over: it is its own now.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                other => other,
+            }
+        };
+        remove().map_err(|error| failed("remove data directory", error))
+    }
+
+    fn held(dir: &Path, lock: File) -> Result<Self> {
+        let dir = dir.canonicalize().map_err(|error| failed("resolve data directory", error))?;
+        let id = read_or_make_id(&dir).map_err(|error| failed("read instance id", error))?;
+        write_holder(&dir, None)?;
+        Ok(Self { id, dir, _lock: lock })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LockFile {
+    Create,
+    Existing,
+}
+
+enum Take {
+    Taken(File),
+    Held,
+    /// The lock file is not there, or its name has come to mean another file.
+    Moved,
+}
+
+fn take_lock(dir: &Path, file: LockFile) -> io::Result<Take> {
+    let path = dir.join(LOCK_FILE);
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW);
+    let lock = match options.open(&path) {
+        Ok(lock) => lock,
+        Err(error) if is_missing(&error) && file == LockFile::Create => return make_locked(dir),
+        Err(error) if is_missing(&error) => return Ok(Take::Moved),
+        Err(error) => return Err(error),
+    };
+    if !try_lock(&lock)? {
+        return Ok(Take::Held);
+    }
+    let mine = lock.metadata()?;
+    match std::fs::symlink_metadata(&path) {
+        Ok(named) if (named.dev(), named.ino()) == (mine.dev(), mine.ino()) => Ok(Take::Taken(lock)),
+        Ok(_) => Ok(Take::Moved),
+        Err(error) if is_missing(&error) => Ok(Take::Moved),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the lock file so that it is locked before it has a name.
+fn make_locked(dir: &Path) -> io::Result<Take> {
+    let mode = Mode::from_raw_mode(0o600);
+    let file = match rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
+        Ok(fd) => File::from(fd),
+        Err(rustix::io::Errno::NOENT) => return Ok(Take::Moved),
+        Err(error) => return Err(error.into()),
+    };
+    if !try_lock(&file)? {
+        return Ok(Take::Held);
+    }
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let cwd = rustix::fs::CWD;
+    match rustix::fs::linkat(cwd, unnamed, cwd, dir.join(LOCK_FILE), AtFlags::SYMLINK_FOLLOW) {
+        Ok(()) => Ok(Take::Taken(file)),
+        // Another starter was faster, or a sweeper took the empty directory away: look again.
+        Err(rustix::io::Errno::EXIST | rustix::io::Errno::NOENT) => Ok(Take::Moved),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn whole_file() -> libc::flock {
+    // SAFETY: `flock` is a plain C record for which all zeroes is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    let lock = whole_file();
+    // SAFETY: the descriptor is open and the record outlives the call, which only reads it.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+fn is_locked(file: &File) -> io::Result<bool> {
+    let mut lock = whole_file();
+    // SAFETY: the descriptor is open and the record is valid for writing during the call.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+fn read_or_make_id(dir: &Path) -> io::Result<String> {
+    let path = dir.join(ID_FILE);
+    match fs_err::read_to_string(&path) {
+        Ok(text) => {
+            let id = text.trim();
+            if id.len() == ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Ok(id.to_owned());
+            }
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the file `instance` does not hold an id"))
+        }
+        Err(error) if is_missing(&error) => {
+            let mut bytes = [0_u8; ID_DIGITS / 2];
+            getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+            let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            // Synced: kernel objects carry it, and a lost id would leave them without an owner.
+            replace_file(&path, id.as_bytes(), Sync::Yes)?;
+            Ok(id)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn write_holder(dir: &Path, url: Option<String>) -> Result<()> {
+    let holder = Holder { pid: std::process::id(), url };
+    let json = serde_json::to_vec(&holder).expect("a holder is plain data");
+    replace_file(&dir.join(HOLDER_FILE), &json, Sync::No).map_err(|error| failed("write holder", error))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    Yes,
+    No,
+}
+
+/// Replaces a file as a whole: readers see the old content or the new. Only the lock's holder writes here.
+fn replace_file(path: &Path, content: &[u8], sync: Sync) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = fs_err::File::create(&new)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(content)?;
+    if sync == Sync::Yes {
+        file.sync_all()?;
+    }
+    fs_err::rename(&new, path)
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn failed(what: &str, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Error::new(Kind::Forbidden, format!("{what}: permission denied")).with_source(error)
+        }
+        _ => Error::internal(what, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Barrier};
+
+    use super::*;
+
+    #[test]
+    fn one_holder_at_a_time_and_the_id_stays() {
+        let parent = tempfile::tempdir().expect("temporary directory");
+        let dir = parent.path().join("deep/data");
+        let first = Instance::acquire(&dir).expect("free");
+        assert_eq!(first.id().len(), ID_DIGITS);
+        assert_eq!(dir.metadata().expect("made").permissions().mode() & 0o777, 0o700);
+        assert_eq!(Instance::acquire(&dir).expect_err("held").kind(), Kind::Conflict);
+        let holder = Instance::holder(&dir).expect("readable").expect("held");
+        assert_eq!((holder.pid, holder.url), (std::process::id(), None));
+        first.announce("http://127.0.0.1:1").expect("written");
+        let holder = Instance::holder(&dir).expect("readable").expect("held");
+        assert_eq!(holder.url.as_deref(), Some("http://127.0.0.1:1"));
+
+        let id = first.id().to_owned();
+        drop(first);
+        assert_eq!(Instance::holder(&dir).expect("readable"), None, "free again, whatever the file says");
+        let second = Instance::acquire(&dir).expect("free again");
+        assert_eq!(second.id(), id);
+        let holder = Instance::holder(&dir).expect("readable").expect("held");
+        assert_eq!(holder.url, None, "the address of the former holder is not this one's");
+    }
+
+    #[test]
+    fn nobody_holds_what_is_not_there() {
+        let parent = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(Instance::holder(&parent.path().join("missing")).expect("readable"), None);
+        assert!(Instance::take_dead(&parent.path().join("missing")).expect("readable").is_empty());
+    }
+
+    #[test]
+    fn a_broken_id_is_refused() {
+        let parent = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(parent.path().join(ID_FILE), "../../etc").expect("written");
+        assert_eq!(Instance::acquire(parent.path()).expect_err("refused").kind(), Kind::Internal);
+    }
+
+    #[test]
+    fn only_the_dead_are_taken_and_they_can_be_removed() {
+        let parent = tempfile::tempdir().expect("temporary directory");
+        let live = Instance::acquire(&parent.path().join("live")).expect("free");
+        let dead = Instance::acquire(&parent.path().join("dead")).expect("free");
+        let dead_id = dead.id().to_owned();
+        std::fs::create_dir_all(dead.dir().join("disks/x")).expect("made");
+        drop(dead);
+        std::fs::create_dir(parent.path().join("begun")).expect("made");
+        std::fs::write(parent.path().join("file"), "").expect("made");
+        std::os::unix::fs::symlink("/", parent.path().join("link")).expect("made");
+
+        let mut taken = Instance::take_dead(parent.path()).expect("readable");
+        assert_eq!(taken.iter().map(Instance::id).collect::<Vec<_>>(), [dead_id]);
+        assert!(
+            Instance::take_dead(parent.path()).expect("readable").is_empty(),
+            "a second sweeper finds it held"
+        );
+        taken.pop().expect("one").remove().expect("removed");
+        assert!(!parent.path().join("dead").exists());
+        assert!(!parent.path().join("begun").exists(), "an empty directory without a lock goes");
+        assert!(live.dir().join(LOCK_FILE).exists());
+    }
+
+    /// Starters and sweepers race for the same directory: at every moment at most one holds it, a starter only ever
+    /// hears "held", and nobody fails.
+    #[test]
+    fn starters_and_sweepers_race_safely() {
+        let parent = Arc::new(tempfile::tempdir().expect("temporary directory"));
+        let barrier = Arc::new(Barrier::new(4));
+        let holders = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let threads: Vec<_> = (0..4)
+            .map(|index| {
+                let (parent, barrier, holders) = (parent.clone(), barrier.clone(), holders.clone());
+                std::thread::spawn(move || {
+                    use std::sync::atomic::Ordering::SeqCst;
+                    barrier.wait();
+                    for _ in 0..200 {
+                        let held = if index % 2 == 0 {
+                            match Instance::acquire(&parent.path().join("x")) {
+                                Ok(instance) => vec![instance],
+                                Err(error) => {
+                                    assert!(
+                                        matches!(error.kind(), Kind::Conflict | Kind::Unavailable),
+                                        "{error}: {:?}",
+                                        std::error::Error::source(&error)
+                                    );
+                                    Vec::new()
+                                }
+                            }
+                        } else {
+                            Instance::take_dead(parent.path()).expect("sweep")
+                        };
+                        for instance in held {
+                            assert_eq!(holders.fetch_add(1, SeqCst), 0, "two holders");
+                            std::thread::yield_now();
+                            holders.fetch_sub(1, SeqCst);
+                            if index == 1 {
+                                instance.remove().expect("removed");
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no thread failed");
+        }
     }
 }

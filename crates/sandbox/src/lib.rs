@@ -1,9 +1,10 @@
 //! The domain: what a sandbox is, what is wanted of it, and the one task per sandbox that makes it so.
 //!
 //! Reading order: [`types`] (the nouns), [`error`], [`engine`] (the seam below), [`plan`] (the pure policy),
-//! `actor` (the one task that changes a sandbox), [`store`] (what is wanted, durably), [`toolbox`] (speaking to the
-//! agent inside), [`service`] (what the edges call), [`job`] (long work), [`instance`] (who holds a data
-//! directory), [`fault`] (named points to die at).
+//! `actor` (the one task that changes a sandbox) and `handle` (how it is reached), [`store`] (what is wanted, durably),
+//! `gate` (who may speak to a sandbox) and [`toolbox`] (speaking to the agent inside), [`service`] (what the edges call)
+//! with `admission` (what is refused, and why), `images`, `machine` and `clock`, [`job`] (long work), [`instance`] (who
+//! holds a data directory), [`fault`] (named points to die at).
 //!
 //! This crate knows no HTTP server, no dialect, no engine by name and no operating system interface beyond files.
 
@@ -21,6 +22,12 @@ pub mod toolbox;
 pub mod types;
 
 mod actor;
+mod admission;
+mod clock;
+mod gate;
+mod handle;
+mod images;
+mod machine;
 
 pub use error::{Error, Kind, Result};
 pub use instance::Instance;

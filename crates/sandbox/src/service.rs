@@ -1,17 +1,42 @@
 //! What the edges call. A call validates, writes what is wanted, wakes the actor and waits; it never changes a
 //! sandbox itself. Dropping a call drops only the wait.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
-use sandhaus_images::{Catalogue, Image};
+use futures::{StreamExt, stream};
+use sandhaus_images::{Catalogue, Image, ImportOptions};
+use tokio::sync::{Notify, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    engine::{Engine, GuestPort},
-    error::Result,
+    actor::Actor,
+    admission,
+    clock::{self, Clock},
+    engine::{Engine, ExitLog, GuestPort, Observed},
+    error::{Error, Kind, Result},
+    handle::{Handle, Message, News, gone, not_running},
+    images::Images,
     instance::Instance,
+    job::{JobHandle, JobKind},
+    plan::{Host, Seen},
+    store::Store,
     toolbox::{Lease, Toolbox},
     types::*,
 };
+
+/// The database's name in the data directory.
+const STORE_FILE: &str = "sandhaus.db";
+
+/// Orphans ended at once at start-up.
+const ORPHANS_IN_FLIGHT_MAX: usize = 16;
+
+/// Fresh ids tried before giving up; a collision is one in 2^44 per sandbox.
+const ID_ATTEMPTS_MAX: usize = 4;
 
 /// Where a service keeps itself and what bounds it.
 #[derive(Debug, Clone)]
@@ -98,10 +123,42 @@ pub struct ListFilter {
 /// The domain, as the edges hold it. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
 }
 
-struct Inner {}
+/// What the service, the actors and the clock share.
+pub(crate) struct Shared {
+    pub(crate) instance: Instance,
+    pub(crate) config: ServiceConfig,
+    pub(crate) engines: BTreeMap<EngineName, Arc<dyn Engine>>,
+    pub(crate) images: Images,
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    /// Told when a sandbox with a deadline came.
+    pub(crate) deadline_added: Notify,
+    pub(crate) token: CancellationToken,
+    tracker: TaskTracker,
+    sandboxes: RwLock<HashMap<SandboxId, Arc<Handle>>>,
+}
+
+impl Shared {
+    pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
+        self.sandboxes().values().cloned().collect()
+    }
+
+    pub(crate) fn remove(&self, id: &SandboxId) {
+        self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    fn sandboxes(&self) -> std::sync::RwLockReadGuard<'_, HashMap<SandboxId, Arc<Handle>>> {
+        // The map is whole between any two statements.
+        self.sandboxes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(task);
+    }
+}
 
 impl Service {
     /// Opens the store of an instance, surveys every engine, adopts what matches, ends what does not, and starts the
@@ -112,81 +169,422 @@ impl Service {
         engines: BTreeMap<EngineName, Arc<dyn Engine>>,
         images: Catalogue,
     ) -> Result<Self> {
-        let _ = (instance, config, engines, images);
-        todo!()
+        Self::open_at(instance, config, engines, images, Clock::Wall).await
+    }
+
+    /// The same with another clock.
+    pub(crate) async fn open_at(
+        instance: Instance,
+        config: ServiceConfig,
+        engines: BTreeMap<EngineName, Arc<dyn Engine>>,
+        images: Catalogue,
+        clock: Clock,
+    ) -> Result<Self> {
+        let path = instance.dir().join(STORE_FILE);
+        let (store, rows) = tokio::task::spawn_blocking(move || {
+            let store = Store::open(&path)?;
+            let rows = store.load()?;
+            Ok::<_, Error>((store, rows))
+        })
+        .await
+        .map_err(|error| Error::internal("open store", error))??;
+
+        let shared = Arc::new(Shared {
+            instance,
+            config,
+            engines,
+            images: Images::new(images),
+            store,
+            clock,
+            deadline_added: Notify::new(),
+            token: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            sandboxes: RwLock::default(),
+        });
+        adopt(&shared, rows).await?;
+        shared.spawn(clock::run(shared.clone()));
+        Ok(Self { shared })
     }
 
     /// Makes a sandbox and waits until it runs. On failure nothing of it is left.
     pub async fn create(&self, request: CreateSandbox) -> Result<SandboxView> {
-        let _ = request;
-        todo!()
+        let shared = &self.shared;
+        let sandbox = admission::admit(shared, request).await?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            // From here to the spawned actor nothing waits, so a caller that goes away leaves nothing half made.
+            let answer = enroll(shared, &sandbox)?;
+            let (id, answer) = match answer {
+                Enrolled::Spawned(id, answer) => (id, answer),
+                Enrolled::IdTaken if attempt < ID_ATTEMPTS_MAX => continue,
+                Enrolled::IdTaken => return Err(Error::new(Kind::Unavailable, "no free id was found")),
+            };
+            return match tokio::time::timeout(shared.config.settle_timeout, answer).await {
+                Ok(Ok(Err(error))) if error.kind() == Kind::Exists && attempt < ID_ATTEMPTS_MAX => continue,
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) => Err(shutting_down()),
+                Err(_) => self.get(&id).await,
+            };
+        }
     }
 
     /// Sandboxes, newest first.
     pub async fn list(&self, filter: ListFilter) -> Result<Vec<SandboxView>> {
-        let _ = filter;
-        todo!()
+        let mut views: Vec<SandboxView> = self.shared.handles().iter().map(|handle| handle.view()).collect();
+        if filter.with_ended {
+            let live: std::collections::HashSet<SandboxId> =
+                views.iter().map(|view| view.sandbox.id.clone()).collect();
+            let ended = self.shared.store.history().await?;
+            let ended = ended.into_iter().map(|(sandbox, ended)| ended_view(sandbox, ended));
+            // One that ended between the two looks is in both.
+            views.extend(ended.filter(|view| !live.contains(&view.sandbox.id)));
+        }
+        let marked = |view: &SandboxView| {
+            filter.labels.iter().all(|(key, value)| view.sandbox.labels.get(key) == Some(value))
+        };
+        views.retain(marked);
+        let order = |view: &SandboxView| (view.sandbox.created_at_ms, view.sandbox.id.clone());
+        views.sort_by_cached_key(|view| std::cmp::Reverse(order(view)));
+        if let Some(after) = &filter.after {
+            let index = views.iter().position(|view| view.sandbox.id == *after);
+            let index =
+                index.ok_or_else(|| Error::new(Kind::Invalid, format!("there is no sandbox {after}")))?;
+            views.drain(..=index);
+        }
+        if filter.limit > 0 {
+            views.truncate(filter.limit);
+        }
+        Ok(views)
     }
 
     /// One sandbox, live or from the history.
     pub async fn get(&self, id: &SandboxId) -> Result<SandboxView> {
-        todo!("{id}")
+        if let Some(handle) = self.handle(id) {
+            return Ok(handle.view());
+        }
+        match self.shared.store.ended(id).await? {
+            Some((sandbox, ended)) => Ok(ended_view(sandbox, ended)),
+            None => Err(not_found(id)),
+        }
     }
 
     /// Deletes a sandbox from whatever state and waits until nothing of it is left. One that has ended already is
     /// success; one that never was is [`crate::Kind::NotFound`].
     pub async fn delete(&self, id: &SandboxId) -> Result<()> {
-        todo!("{id}")
+        let Some(handle) = self.handle(id) else {
+            return match self.shared.store.ended(id).await? {
+                Some(_) => Ok(()),
+                None => Err(not_found(id)),
+            };
+        };
+        match self.ask(&handle, Goal::Absent).await {
+            Ok(_) => Ok(()),
+            // It ended meanwhile.
+            Err(error) if error.kind() == Kind::Gone => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Changes what is wanted and waits until it is so. Refused by name if the engine cannot.
     pub async fn set_goal(&self, id: &SandboxId, goal: Goal) -> Result<SandboxView> {
-        todo!("{id} {goal:?}")
+        let handle = self.live(id).await?;
+        admission::admit_goal(&handle, goal)?;
+        self.ask(&handle, goal).await
     }
 
     /// Marks a use: the deadline moves to at least now + the sandbox's own time to live, never back.
     pub async fn touch(&self, id: &SandboxId) -> Result<()> {
-        todo!("{id}")
+        let handle = self.live(id).await?;
+        let now_ms = self.shared.clock.now_ms();
+        if handle.expired(now_ms) {
+            return Err(gone(id));
+        }
+        handle.touch(now_ms);
+        Ok(())
     }
 
     /// Use of resources.
     pub async fn stats(&self, id: &SandboxId) -> Result<Stats> {
-        todo!("{id}")
+        let handle = self.live(id).await?;
+        match handle.phase() {
+            Phase::Running | Phase::Paused => Ok(handle.engine.stats(id).await?),
+            _ => Err(not_running(id)),
+        }
     }
 
     /// A client of the agent inside, under a lease. [`crate::Kind::Gone`] past the deadline, [`crate::Kind::Conflict`]
     /// if it does not run.
     pub async fn toolbox(&self, id: &SandboxId) -> Result<Toolbox> {
-        todo!("{id}")
+        Ok(self.running(id).await?.toolbox.clone())
     }
 
     /// A raw stream to a port inside, under a lease.
     pub async fn dial(&self, id: &SandboxId, port: GuestPort) -> Result<Lease> {
-        todo!("{id} {port:?}")
+        let handle = self.running(id).await?;
+        let ticket = handle.gate.enter().ok_or_else(|| not_running(id))?;
+        let stream = handle.engine.dial(id, port).await?;
+        Ok(ticket.bind(stream))
     }
 
     /// Images.
     pub async fn images(&self) -> Result<Vec<Image>> {
-        todo!()
+        self.shared.images.blocking(Catalogue::list).await
     }
 
     /// Imports an archive or directory of the host; only from the local command line.
     pub async fn import_image(&self, name: ImageName, source: PathBuf, replace: bool) -> Result<Image> {
-        todo!("{name} {source:?} {replace}")
+        let shared = self.shared.clone();
+        let now_ms = shared.clock.now_ms();
+        let job = JobHandle::begin(&shared.store, JobKind::ImportImage, name.to_string(), now_ms).await?;
+        // Goes on when the caller goes away: the record tells how it ended.
+        let import = self.shared.tracker.spawn(async move {
+            let job = Arc::new(job);
+            let reporter = job.clone();
+            let outcome = shared
+                .images
+                .blocking(move |catalogue| {
+                    let mut report = |done, total| reporter.progress("import", done, total);
+                    catalogue.import(&name, &source, &ImportOptions { replace }, &mut report)
+                })
+                .await;
+            shared.images.changed();
+            let ended = job.end(&shared.store, &outcome).await;
+            outcome.and_then(|image| ended.map(|()| image))
+        });
+        import.await.map_err(|error| Error::internal("import image", error))?
     }
 
     /// Gives an image another name.
     pub async fn tag_image(&self, existing: ImageName, new: ImageName) -> Result<Image> {
-        todo!("{existing} {new}")
+        let image = self.shared.images.blocking(move |catalogue| catalogue.tag(&existing, &new)).await;
+        self.shared.images.changed();
+        image
     }
 
     /// Removes an image name; refused while a sandbox needs the content and no other name holds it.
     pub async fn remove_image(&self, name: ImageName) -> Result<()> {
-        todo!("{name}")
+        let shared = self.shared.clone();
+        let removed = self
+            .shared
+            .images
+            .blocking(move |catalogue| {
+                let in_use = |digest: &str| shared.handles().iter().any(|handle| handle.uses_image(digest));
+                catalogue.remove(&name, &in_use)
+            })
+            .await;
+        self.shared.images.changed();
+        removed
     }
 
     /// Stops the actors and engines' helpers and closes the store. Sandboxes go on.
     pub async fn shutdown(&self) {
-        todo!()
+        let shared = &self.shared;
+        shared.token.cancel();
+        shared.tracker.close();
+        shared.tracker.wait().await;
+        for (name, engine) in &shared.engines {
+            if let Err(error) = engine.shutdown().await {
+                tracing::warn!(engine = %name.0, %error, "an engine did not shut down well");
+            }
+        }
+        shared.store.close().await;
+    }
+
+    fn handle(&self, id: &SandboxId) -> Option<Arc<Handle>> {
+        self.shared.sandboxes().get(id).cloned()
+    }
+
+    async fn live(&self, id: &SandboxId) -> Result<Arc<Handle>> {
+        if let Some(handle) = self.handle(id) {
+            return Ok(handle);
+        }
+        match self.shared.store.ended(id).await? {
+            Some(_) => Err(gone(id)),
+            None => Err(not_found(id)),
+        }
+    }
+
+    /// One that runs; one that is on its way (right after a start of the server, all are) is waited for.
+    async fn running(&self, id: &SandboxId) -> Result<Arc<Handle>> {
+        let handle = self.live(id).await?;
+        if handle.expired(self.shared.clock.now_ms()) {
+            return Err(gone(id));
+        }
+        let mut phase = handle.phase();
+        if phase == Phase::Starting {
+            let mut published = handle.published.subscribe();
+            let up = published.wait_for(|published| published.phase != Phase::Starting);
+            phase = match tokio::time::timeout(self.shared.config.settle_timeout, up).await {
+                Ok(Ok(published)) => published.phase,
+                Ok(Err(_)) => return Err(gone(id)),
+                Err(_) => {
+                    return Err(Error::new(Kind::Unavailable, format!("sandbox {id} is still starting")));
+                }
+            };
+        }
+        match phase {
+            Phase::Running => Ok(handle),
+            Phase::Deleting | Phase::Deleted => Err(gone(id)),
+            Phase::Starting
+            | Phase::Paused
+            | Phase::Suspended
+            | Phase::Stopped
+            | Phase::Stopping
+            | Phase::Archived
+            | Phase::Failed => Err(not_running(id)),
+        }
+    }
+
+    async fn ask(&self, handle: &Handle, goal: Goal) -> Result<SandboxView> {
+        let (reply, answer) = oneshot::channel();
+        handle.tell(Message::SetGoal { goal, reply })?;
+        match tokio::time::timeout(self.shared.config.settle_timeout, answer).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(shutting_down()),
+            Err(_) => {
+                let message = format!("sandbox {} takes long to change; it goes on", handle.id);
+                Err(Error::new(Kind::Timeout, message))
+            }
+        }
     }
 }
+
+enum Enrolled {
+    Spawned(SandboxId, oneshot::Receiver<Result<SandboxView>>),
+    IdTaken,
+}
+
+/// Gives the sandbox an id and an actor, if there is room for it.
+fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox) -> Result<Enrolled> {
+    let engine = shared.engines.get(&sandbox.spec.engine).cloned();
+    let engine = engine.ok_or_else(|| admission::no_engine(&sandbox.spec.engine))?;
+    let id = SandboxId::random();
+    let sandbox = Arc::new(Sandbox { id: id.clone(), ..sandbox.clone() });
+    let (handle, inbox) = Handle::new(&sandbox, engine);
+    {
+        let mut sandboxes = shared.sandboxes.write().unwrap_or_else(PoisonError::into_inner);
+        if shared.token.is_cancelled() {
+            return Err(shutting_down());
+        }
+        let most = shared.config.sandboxes_max;
+        if sandboxes.len() >= most {
+            return Err(Error::new(Kind::Exhausted, format!("there are {most} sandboxes, the most allowed")));
+        }
+        if let Some(name) = &sandbox.name
+            && sandboxes.values().any(|other| other.is_named(&sandbox.owner, name))
+        {
+            return Err(Error::new(Kind::Exists, format!("there is a sandbox named {name}")));
+        }
+        if sandboxes.contains_key(&id) {
+            return Ok(Enrolled::IdTaken);
+        }
+        sandboxes.insert(id.clone(), handle.clone());
+    }
+    let (reply, answer) = oneshot::channel();
+    let actor = Actor::new(shared.clone(), handle, inbox, sandbox.clone(), Seen::fresh()).with_creator(reply);
+    shared.spawn(actor.run());
+    if sandbox.deadlines.expires_at_ms.is_some() {
+        shared.deadline_added.notify_one();
+    }
+    Ok(Enrolled::Spawned(id, answer))
+}
+
+/// Pairs what is wanted with what is there. The planner does the rest: a machine of the row's generation is greeted,
+/// an older one is ended, and what nobody knows is removed here.
+async fn adopt(shared: &Arc<Shared>, rows: Vec<Sandbox>) -> Result<()> {
+    let mut found: HashMap<(EngineName, SandboxId), Observed> = HashMap::new();
+    for (name, engine) in &shared.engines {
+        // Before the survey: an end between the two is then told twice, never missed.
+        let exits = engine.watch();
+        let told = exits.borrow().count;
+        let observed = engine.survey().await?;
+        found.extend(observed.into_iter().map(|observed| ((name.clone(), observed.id.clone()), observed)));
+        shared.spawn(follow_exits(shared.clone(), name.clone(), exits, told));
+    }
+    for row in rows {
+        let Some(engine) = shared.engines.get(&row.spec.engine).cloned() else {
+            // Kept as it is: with its engine back it is found again.
+            tracing::error!(sandbox = %row.id, engine = %row.spec.engine.0, "the engine of a sandbox is not there");
+            continue;
+        };
+        let observed = found.remove(&(row.spec.engine.clone(), row.id.clone()));
+        let mut seen = Seen::unknown();
+        if !engine.capabilities().memory_snapshot {
+            seen.host = Some(Host {
+                disk: observed.as_ref().is_some_and(|observed| observed.disk.is_some()),
+                machine: observed.and_then(|observed| observed.machine),
+                image: false,
+            });
+        }
+        let row = Arc::new(row);
+        let (handle, inbox) = Handle::new(&row, engine);
+        shared
+            .sandboxes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(row.id.clone(), handle.clone());
+        shared.spawn(Actor::new(shared.clone(), handle, inbox, row, seen).run());
+    }
+    let orphans = stream::iter(found.into_keys()).for_each_concurrent(ORPHANS_IN_FLIGHT_MAX, async |(name, id)| {
+        tracing::warn!(sandbox = %id, engine = %name.0, "removing a machine or disk that belongs to no sandbox");
+        let Some(engine) = shared.engines.get(&name) else { return };
+        if let Err(error) = engine.destroy(&id).await {
+            tracing::error!(sandbox = %id, %error, source = ?std::error::Error::source(&error), "it cannot be removed");
+        }
+    });
+    orphans.await;
+    Ok(())
+}
+
+/// Passes the ends of machines on to their actors.
+async fn follow_exits(
+    shared: Arc<Shared>,
+    name: EngineName,
+    mut exits: tokio::sync::watch::Receiver<ExitLog>,
+    mut told: u64,
+) {
+    loop {
+        let ExitLog { count, recent } = exits.borrow_and_update().clone();
+        let news = usize::try_from(count.saturating_sub(told)).unwrap_or(usize::MAX);
+        told = count;
+        match recent.len().checked_sub(news) {
+            Some(known) => {
+                for exit in &recent[known..] {
+                    let handle = shared.sandboxes().get(&exit.id).cloned();
+                    if let Some(handle) = handle {
+                        handle.exits.tell(News::Exit(exit.clone()));
+                    }
+                }
+            }
+            // Too many to be told one by one: everyone looks.
+            None => {
+                for handle in shared.handles().iter().filter(|handle| handle.runs_on(&name)) {
+                    handle.exits.tell(News::Unsure);
+                }
+            }
+        }
+        // Both are cancel-safe: the watch keeps its value, the token its state.
+        tokio::select! {
+            changed = exits.changed() => if changed.is_err() { return },
+            () = shared.token.cancelled() => return,
+        }
+    }
+}
+
+fn ended_view(sandbox: Sandbox, ended: Ended) -> SandboxView {
+    let status =
+        Status { phase: Phase::Deleted, generation: sandbox.generation, failure: sandbox.failure.clone() };
+    SandboxView { sandbox, status, ended: Some(ended) }
+}
+
+fn not_found(id: &SandboxId) -> Error {
+    Error::new(Kind::NotFound, format!("there is no sandbox {id}"))
+}
+
+fn shutting_down() -> Error {
+    Error::new(Kind::Unavailable, "the server is shutting down")
+}
+
+#[cfg(test)]
+mod tests;

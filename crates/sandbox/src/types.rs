@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 
-pub use sandhaus_images::{ImageName, Tree};
+pub use sandhaus_images::{ImageName, Tree, TreeBind, WORKLOAD_HOME, WORKLOAD_ID, WORKLOAD_NAME};
 
 /// Names a sandbox: `^[0-9a-f]{8}-[0-9a-f]{3,4}$` or a whole UUID, lower case. Parsed once, never used as a path
 /// before that; it is safe as a file name.
@@ -96,6 +96,48 @@ pub struct EngineName(pub String);
 #[serde(transparent)]
 pub struct SnapshotId(pub String);
 
+/// Longest name of a sandbox, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Most marks on a sandbox.
+pub const LABELS_MAX: usize = 64;
+
+/// Longest key of a mark, in bytes.
+pub const LABEL_KEY_BYTES_MAX: usize = 128;
+
+/// Longest value of a mark, in bytes.
+pub const LABEL_VALUE_BYTES_MAX: usize = 1024;
+
+/// Most environment variables of a sandbox.
+pub const ENV_MAX: usize = 512;
+
+/// Longest environment variable, name and value together, in bytes (the kernel's own limit is 128 KiB).
+pub const ENV_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest environment altogether, in bytes.
+pub const ENV_TOTAL_BYTES_MAX: usize = 256 * 1024;
+
+/// Most host directories shown inside.
+pub const MOUNTS_MAX: usize = 64;
+
+/// Most words of an entry point.
+pub const ENTRYPOINT_WORDS_MAX: usize = 1024;
+
+/// Longest entry point altogether, in bytes.
+pub const ENTRYPOINT_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest path inside, in bytes.
+pub const PATH_BYTES_MAX: usize = sandhaus_protocol::files::PATH_BYTES_MAX;
+
+/// Least memory a sandbox can live with.
+pub const MEMORY_BYTES_MIN: u64 = 8 << 20;
+
+/// Least number of processes and threads a sandbox can live with.
+pub const PIDS_MIN: u32 = 8;
+
+/// Longest time to live that can be asked for: a hundred years. Longer means for ever, and is said as zero.
+pub const TTL_MS_MAX: u64 = 100 * 366 * 24 * 3600 * 1000;
+
 /// Free key-value marks on a sandbox.
 pub type Labels = BTreeMap<String, String>;
 
@@ -119,6 +161,8 @@ pub struct Sandbox {
     pub generation: Generation,
     /// What of it lies on disk.
     pub holdings: Holdings,
+    /// Whether its machine is believed up.
+    pub life: Life,
     /// When the clock changes the goal.
     pub deadlines: Deadlines,
     /// Free marks.
@@ -256,6 +300,20 @@ pub enum Goal {
     Archived,
     /// Nothing of it is left.
     Absent,
+}
+
+/// Whether a machine is believed up. It decides what a missing machine means: one that is [`Life::Up`] ended by itself,
+/// any other has yet to be started. Written without waiting for it: a lost write costs a start, never data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Life {
+    /// No machine of it ever answered and nobody asked for another goal: if it cannot start, nothing of it is kept.
+    #[default]
+    New,
+    /// The machine of this generation answered.
+    Up(Generation),
+    /// No machine is wanted, or a new one has not answered yet.
+    Down,
 }
 
 /// What of a sandbox lies outside its machine, durably recorded; the planner never drops data that this names.

@@ -1,0 +1,276 @@
+//! What the service and the actor of one sandbox share: the mailbox, what the actor last published, the gate, the
+//! client of the agent, the deadline. Nothing here changes a sandbox.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicI64, Ordering},
+};
+
+use futures::future::BoxFuture;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::{
+    engine::{Engine, GuestPort, GuestStream, MachineExit},
+    error::{Error, Kind, Result},
+    gate::Gate,
+    toolbox::{Base, Connect, Toolbox},
+    types::*,
+};
+
+/// Messages an actor may have waiting; one more is refused ([`Kind::Exhausted`]).
+pub(crate) const MAILBOX_MAX: usize = 64;
+
+/// A deadline is written down this much later than it is, so that not every use of a sandbox is a write. After a crash
+/// a sandbox may so live a little longer, never shorter.
+const DEADLINE_GRAIN_MS: i64 = 1_000;
+
+/// A deadline that never comes.
+const NEVER: i64 = i64::MAX;
+
+/// What an actor is told.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Another goal is wanted.
+    SetGoal {
+        /// Which.
+        goal: Goal,
+        /// Told once it is reached, or cannot be.
+        reply: oneshot::Sender<Result<SandboxView>>,
+    },
+    /// The deadline may have passed.
+    Expire,
+    /// The deadline moved and is to be written down.
+    Touched,
+}
+
+/// What an actor last made known.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    /// The row.
+    pub(crate) sandbox: Arc<Sandbox>,
+    /// What it is doing.
+    pub(crate) phase: Phase,
+}
+
+/// One live sandbox, as everyone but its actor sees it.
+pub(crate) struct Handle {
+    pub(crate) id: SandboxId,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) inbox: mpsc::Sender<Message>,
+    pub(crate) published: watch::Sender<Published>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) toolbox: Toolbox,
+    pub(crate) deadline: Deadline,
+    pub(crate) exits: Exits,
+}
+
+impl Handle {
+    pub(crate) fn new(
+        sandbox: &Arc<Sandbox>,
+        engine: Arc<dyn Engine>,
+    ) -> (Arc<Self>, mpsc::Receiver<Message>) {
+        let (inbox, messages) = mpsc::channel(MAILBOX_MAX);
+        let gate = Arc::new(Gate::default());
+        let dialer = Dialer { id: sandbox.id.clone(), engine: engine.clone(), gate: gate.clone() };
+        let handle = Self {
+            id: sandbox.id.clone(),
+            engine,
+            inbox,
+            published: watch::Sender::new(Published { sandbox: sandbox.clone(), phase: Phase::Starting }),
+            gate,
+            toolbox: Toolbox::new(Arc::new(dialer), Base::default()),
+            deadline: Deadline::new(sandbox.deadlines),
+            exits: Exits::default(),
+        };
+        (Arc::new(handle), messages)
+    }
+
+    pub(crate) fn view(&self) -> SandboxView {
+        let published = self.published.borrow();
+        let mut sandbox = Sandbox::clone(&published.sandbox);
+        sandbox.deadlines.expires_at_ms = self.deadline.expires_at_ms();
+        let status = Status {
+            phase: published.phase,
+            generation: sandbox.generation,
+            failure: sandbox.failure.clone(),
+        };
+        SandboxView { sandbox, status, ended: None }
+    }
+
+    pub(crate) fn uses_image(&self, digest: &str) -> bool {
+        matches!(&self.published.borrow().sandbox.spec.source, Source::Image { digest: used, .. } if used == digest)
+    }
+
+    pub(crate) fn is_named(&self, owner: &OwnerId, name: &str) -> bool {
+        let sandbox = &self.published.borrow().sandbox;
+        sandbox.owner == *owner && sandbox.name.as_deref() == Some(name)
+    }
+
+    pub(crate) fn runs_on(&self, engine: &EngineName) -> bool {
+        self.published.borrow().sandbox.spec.engine == *engine
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.published.borrow().phase
+    }
+
+    /// Requests or streams are under way; idle connections do not count.
+    pub(crate) fn in_use(&self) -> bool {
+        self.gate.leases() > self.toolbox.idle()
+    }
+
+    /// Its deadline has passed and nothing holds it open.
+    pub(crate) fn expired(&self, now_ms: i64) -> bool {
+        self.deadline.expires_at_ms().is_some_and(|at| at <= now_ms) && !self.in_use()
+    }
+
+    /// Moves the deadline to at least now + the time to live.
+    pub(crate) fn touch(&self, now_ms: i64) {
+        if self.deadline.extend(now_ms) && self.inbox.try_send(Message::Touched).is_err() {
+            // A full mailbox belongs to a busy actor: the next use tries again.
+            self.deadline.unwritten();
+        }
+    }
+
+    pub(crate) fn expire(&self) {
+        // A full mailbox belongs to a busy actor; the clock tries again.
+        let _ = self.inbox.try_send(Message::Expire);
+    }
+
+    /// Hands a message over.
+    pub(crate) fn tell(&self, message: Message) -> Result<()> {
+        self.inbox.try_send(message).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                Error::new(Kind::Exhausted, format!("sandbox {} has too many requests waiting", self.id))
+            }
+            mpsc::error::TrySendError::Closed(_) => gone(&self.id),
+        })
+    }
+}
+
+pub(crate) fn gone(id: &SandboxId) -> Error {
+    Error::new(Kind::Gone, format!("sandbox {id} has ended"))
+}
+
+/// Dials the agent under a lease.
+struct Dialer {
+    id: SandboxId,
+    engine: Arc<dyn Engine>,
+    gate: Arc<Gate>,
+}
+
+impl Connect for Dialer {
+    fn connect(&self) -> BoxFuture<'_, Result<GuestStream>> {
+        Box::pin(async {
+            let ticket = self.gate.enter().ok_or_else(|| not_running(&self.id))?;
+            let stream = self.engine.dial(&self.id, GuestPort::Agent).await?;
+            Ok(GuestStream::new(ticket.bind(stream)))
+        })
+    }
+}
+
+pub(crate) fn not_running(id: &SandboxId) -> Error {
+    Error::new(Kind::Conflict, format!("sandbox {id} is not running"))
+}
+
+/// The deadline of one sandbox. It only ever moves away.
+#[derive(Debug)]
+pub(crate) struct Deadline {
+    ttl_ms: i64,
+    expires_at_ms: AtomicI64,
+    /// What the row says, or is about to.
+    written_ms: AtomicI64,
+}
+
+impl Deadline {
+    fn new(deadlines: Deadlines) -> Self {
+        let at = deadlines.expires_at_ms.unwrap_or(NEVER);
+        Self {
+            ttl_ms: i64::try_from(deadlines.ttl_ms).unwrap_or(NEVER),
+            expires_at_ms: AtomicI64::new(at),
+            written_ms: AtomicI64::new(at),
+        }
+    }
+
+    pub(crate) fn expires_at_ms(&self) -> Option<i64> {
+        Some(self.expires_at_ms.load(Ordering::Acquire)).filter(|at| *at != NEVER)
+    }
+
+    /// Moves to at least now + the time to live; true if the row has to follow.
+    fn extend(&self, now_ms: i64) -> bool {
+        let at = now_ms.saturating_add(self.ttl_ms);
+        self.expires_at_ms.fetch_max(at, Ordering::AcqRel);
+        // Only the one that moves this past `at` has it written.
+        let due = at.saturating_add(DEADLINE_GRAIN_MS);
+        self.written_ms.fetch_update(Ordering::AcqRel, Ordering::Acquire, |w| (w < at).then_some(due)).is_ok()
+    }
+
+    fn unwritten(&self) {
+        if self.expires_at_ms().is_some() {
+            self.written_ms.store(0, Ordering::Release);
+        }
+    }
+
+    /// What to write down.
+    pub(crate) fn to_write(&self) -> Option<i64> {
+        Some(self.written_ms.load(Ordering::Acquire)).filter(|at| *at != NEVER)
+    }
+}
+
+/// Ends of the sandbox's machines as the engine tells them; never lost, whatever the mailbox holds.
+#[derive(Debug, Default)]
+pub(crate) struct Exits {
+    last: Mutex<Option<News>>,
+    pub(crate) arrived: Notify,
+}
+
+/// What the engine told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum News {
+    /// A machine ended.
+    Exit(MachineExit),
+    /// Something may have ended; look.
+    Unsure,
+}
+
+impl Exits {
+    pub(crate) fn tell(&self, news: News) {
+        *self.last() = Some(news);
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn take(&self) -> Option<News> {
+        self.last().take()
+    }
+
+    fn last(&self) -> std::sync::MutexGuard<'_, Option<News>> {
+        // One value, always whole.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_only_moves_away_and_is_seldom_written() {
+        let deadline = Deadline::new(Deadlines { ttl_ms: 10_000, expires_at_ms: Some(10_000) });
+        assert!(!deadline.extend(0), "nothing moved");
+        assert!(deadline.extend(1), "moved past what is written");
+        assert_eq!(deadline.to_write(), Some(11_001), "written a grain later than it is");
+        assert!(!deadline.extend(2), "one write is under way");
+        assert!(!deadline.extend(900), "within the grain");
+        assert_eq!(deadline.expires_at_ms(), Some(10_900));
+        assert!(!deadline.extend(500), "never back");
+        assert_eq!(deadline.expires_at_ms(), Some(10_900));
+        assert!(deadline.extend(2_000));
+    }
+
+    #[test]
+    fn for_ever_stays_for_ever() {
+        let deadline = Deadline::new(Deadlines { ttl_ms: 0, expires_at_ms: None });
+        assert!(!deadline.extend(5));
+        assert_eq!((deadline.expires_at_ms(), deadline.to_write()), (None, None));
+    }
+}

@@ -1,0 +1,84 @@
+//! From a sandbox and its image to the machine to start: the one place where environment, work directory and host name
+//! are settled.
+
+use crate::{
+    engine::MachineSpec,
+    types::{Env, Generation, Sandbox, SecurityProfile, Tree},
+};
+
+/// Where programs are searched unless the image or the request says otherwise.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where shells and processes start unless the image or the request says otherwise.
+const WORKDIR: &str = "/workspace";
+
+/// Home of root inside.
+const ROOT_HOME: &str = "/root";
+
+/// Everything resolved, nothing left to look up.
+pub(crate) fn machine_spec(sandbox: &Sandbox, generation: Generation, tree: &Tree) -> MachineSpec {
+    let spec = &sandbox.spec;
+    MachineSpec {
+        id: sandbox.id.clone(),
+        generation,
+        tree: tree.clone(),
+        resources: spec.resources,
+        network: spec.network.clone(),
+        security: spec.security,
+        readonly_root: spec.readonly_root,
+        env: environment(spec.security, &tree.config.env, &spec.env),
+        workdir: workdir(spec.workdir.as_deref(), tree.config.workdir.as_deref()),
+        mounts: spec.mounts.clone(),
+        hostname: sandbox.id.to_string(),
+        entrypoint: spec.entrypoint.clone(),
+        shell: spec.shell,
+        warm_shell: spec.warm_shell,
+    }
+}
+
+/// The request's variables over the image's over our own.
+fn environment(security: SecurityProfile, image: &Env, request: &Env) -> Env {
+    let home = match security {
+        SecurityProfile::Strict => sandhaus_images::WORKLOAD_HOME,
+        SecurityProfile::Container => ROOT_HOME,
+    };
+    let ours = [("PATH", PATH), ("HOME", home), ("LANG", "C.UTF-8"), ("TERM", "xterm-256color")];
+    let mut env: Env = ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    env.extend(image.clone());
+    env.extend(request.clone());
+    env
+}
+
+fn workdir(request: Option<&str>, image: Option<&str>) -> String {
+    // An image may say "" or a relative path; only an absolute one can be started in.
+    request.or(image.filter(|path| path.starts_with('/'))).unwrap_or(WORKDIR).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_request_goes_over_the_image_over_our_own() {
+        let image = Env::from([("PATH".into(), "/opt/bin".into()), ("A".into(), "image".into())]);
+        let request = Env::from([("A".into(), "request".into()), ("TERM".into(), "dumb".into())]);
+        let env = environment(SecurityProfile::Strict, &image, &request);
+        let expected = [
+            ("A", "request"),
+            ("HOME", "/home/sandbox"),
+            ("LANG", "C.UTF-8"),
+            ("PATH", "/opt/bin"),
+            ("TERM", "dumb"),
+        ];
+        assert_eq!(env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Vec<_>>(), expected);
+        assert_eq!(environment(SecurityProfile::Container, &Env::new(), &Env::new())["HOME"], "/root");
+    }
+
+    #[test]
+    fn the_work_directory_is_absolute() {
+        assert_eq!(workdir(Some("/a"), Some("/b")), "/a");
+        assert_eq!(workdir(None, Some("/b")), "/b");
+        assert_eq!(workdir(None, Some("app")), "/workspace");
+        assert_eq!(workdir(None, None), "/workspace");
+    }
+}
