@@ -203,7 +203,8 @@ pub(crate) struct Root {
     entries: u64,
     content_bytes: u64,
     remembered_bytes: u64,
-    /// The directory written into last: archives list a directory's files one after another.
+    /// The directory written into last: archives list a directory's files one after another. It holds what was written,
+    /// so it is never one that was removed since.
     last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Times of directories, which writing into them changes; set at the end.
     times: Vec<(EntryPath, Timespec)>,
@@ -474,18 +475,15 @@ impl Root {
     }
 
     /// Removes what has the name that something new is to have. Nothing that has content below it.
-    fn remove(&mut self, parent: &OwnedFd, path: &EntryPath) -> Result<()> {
+    fn remove(&self, parent: &OwnedFd, path: &EntryPath) -> Result<()> {
         let name = OsStr::from_bytes(path.split().1);
         match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => {
-                self.last_parent = None;
-                match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
-                    Err(Errno::NOTEMPTY | Errno::EXIST) => Err(Error::Source(format!(
-                        "entry {path} would replace a directory that is not empty"
-                    ))),
-                    result => result.map_err(|error| self.at(path, error)),
+            Err(Errno::ISDIR) => match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                    Err(Error::Source(format!("entry {path} would replace a directory that is not empty")))
                 }
-            }
+                result => result.map_err(|error| self.at(path, error)),
+            },
             result => result.map_err(|error| self.at(path, error)),
         }
     }
