@@ -1,2 +1,30 @@
-//! Placeholder.
-fn main() {}
+//! `sandhaus-agent`: the daemon inside a sandbox. One HTTP API, on an inherited Unix socket as PID 1 of a container
+//! or on an address of its own: persistent shells, processes, sessions, terminals, files.
+//!
+//! Read in this order: [`boot`] (how it starts), [`http`] (the routes), [`agent`] (its state), [`ring`] and [`frames`]
+//! (how output is kept and streamed), [`shell`], [`process`], [`sys`] (the operating system).
+//! It knows no sandbox engine, no user and no other sandbox.
+
+mod agent;
+mod boot;
+mod clock;
+mod error;
+mod frames;
+mod http;
+mod process;
+mod ring;
+mod shell;
+mod sys;
+
+use std::{io::Write, process::ExitCode};
+
+fn main() -> ExitCode {
+    match boot::run(std::env::args().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be closed; the exit status still tells.
+            let _ = writeln!(std::io::stderr(), "sandhaus-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The agent's state: who it serves, as whom, and everything it has started.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{Json, extract::State};
+use sandhaus_protocol::{
+    PROTOCOL_VERSION,
+    boot::{BootConfig, ShellPreference, Workload},
+    hello::{Feature, HelloReply, HelloRequest},
+    shell::DEFAULT,
+};
+
+use crate::{
+    error::{Error, Result},
+    process::Processes,
+    shell::Shells,
+    sys::{self, Children},
+};
+
+/// Search path of processes whose sandbox names none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How the agent was started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// PID 1 of a sandbox: it knows whom it serves and starts processes as the workload.
+    Init {
+        /// The sandbox.
+        sandbox_id: String,
+        /// Its generation.
+        generation: u64,
+    },
+    /// By hand, as the current user.
+    ByHand,
+}
+
+/// The agent.
+pub(crate) struct Agent {
+    standing: Standing,
+    env: BTreeMap<String, String>,
+    /// Where shells and processes start, and relative paths too.
+    pub(crate) workdir: String,
+    /// As whom they run.
+    pub(crate) workload: Workload,
+    /// Which shell is preferred.
+    pub(crate) shell_preference: ShellPreference,
+    /// What it has started.
+    pub(crate) children: Children,
+    /// Persistent shells.
+    pub(crate) shells: Shells,
+    /// One-shot processes.
+    pub(crate) processes: Processes,
+}
+
+impl Agent {
+    /// The agent of this boot document.
+    pub(crate) fn init(config: BootConfig) -> Arc<Self> {
+        let standing = Standing::Init { sandbox_id: config.sandbox_id, generation: config.generation };
+        Self::new(standing, config.env, config.workdir, config.user, config.shell)
+    }
+
+    /// An agent of the current user.
+    pub(crate) fn by_hand(env: BTreeMap<String, String>, workdir: String, user: Workload) -> Arc<Self> {
+        Self::new(Standing::ByHand, env, workdir, user, ShellPreference::Bash)
+    }
+
+    fn new(
+        standing: Standing,
+        mut env: BTreeMap<String, String>,
+        workdir: String,
+        workload: Workload,
+        shell_preference: ShellPreference,
+    ) -> Arc<Self> {
+        let defaults = [
+            ("PATH", DEFAULT_PATH),
+            ("HOME", &workload.home),
+            ("USER", &workload.name),
+            ("LOGNAME", &workload.name),
+            ("LANG", "C.UTF-8"),
+        ];
+        for (name, value) in defaults {
+            env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        }
+        Arc::new(Self {
+            standing,
+            env,
+            workdir,
+            workload,
+            shell_preference,
+            children: Children::default(),
+            shells: Shells::default(),
+            processes: Processes::default(),
+        })
+    }
+
+    /// Environment of a new process.
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
+        self.env.clone()
+    }
+
+    /// Whom a new process must become; `None` by hand.
+    pub(crate) fn spawn_identity(&self) -> Option<&Workload> {
+        match self.standing {
+            Standing::Init { .. } => Some(&self.workload),
+            Standing::ByHand => None,
+        }
+    }
+
+    /// Runs blocking work on a thread that has the workload's rights over files.
+    pub(crate) async fn on_file_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Only while the runtime is being torn down: nobody waits for an answer then.
+                Err(_cancelled) => std::future::pending().await,
+            },
+        }
+    }
+
+    /// Makes the default shell, so that the first command finds it waiting.
+    pub(crate) fn warm_shell(self: &Arc<Self>) {
+        // A failure is told to the first command, which tries again.
+        let _ = self.shells.open(self, DEFAULT);
+    }
+}
+
+/// `POST /sandhaus/hello`.
+pub(crate) async fn hello(
+    State(agent): State<Arc<Agent>>,
+    Json(request): Json<HelloRequest>,
+) -> Result<Json<HelloReply>> {
+    let (sandbox_id, generation) = match &agent.standing {
+        Standing::Init { sandbox_id, generation } => (sandbox_id.clone(), *generation),
+        Standing::ByHand => (request.sandbox_id.clone(), request.generation),
+    };
+    if request.sandbox_id != sandbox_id || request.generation != generation {
+        return Err(Error::conflict(format_args!(
+            "this is sandbox {sandbox_id} in generation {generation}, not {} in {}",
+            request.sandbox_id, request.generation
+        )));
+    }
+    Ok(Json(HelloReply {
+        protocol: request.protocol.min(PROTOCOL_VERSION),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        sandbox_id,
+        generation,
+        features: vec![Feature::Shell, Feature::Process],
+        cwd: agent.shells.default_cwd().unwrap_or_else(|| agent.workdir.clone()),
+    }))
+}
+
+/// Removes what a process must not inherit from the agent's own environment when it runs by hand.
+pub(crate) fn current_environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name != sys::Family::MARK)
+        .collect()
+}

@@ -1,0 +1,192 @@
+//! How the agent starts: the command line, the runtime, the signals, the end.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use sandhaus_protocol::boot::Workload;
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::{
+    agent::{Agent, current_environment},
+    http::{self, Listener},
+    sys::{self, Interest, Signals},
+};
+
+/// Threads that may touch files at once.
+const FILE_THREADS_MAX: usize = 4;
+
+/// How long the workload may take to end by itself when the sandbox is stopped.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+const HELP: &str = "\
+sandhaus-agent: the daemon inside a sandbox
+
+Usage:
+  sandhaus-agent --init
+  sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR]
+
+Options:
+  --init           Serve as PID 1: listening socket on descriptor 3, boot document on 4
+  --listen ADDR    Serve by hand, as the current user
+  --workdir DIR    Where shells and processes start [default: the current directory]
+  --version        Print the version
+  --help           Print this help
+";
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Order {
+    Init,
+    Listen { address: Address, workdir: Option<PathBuf> },
+    Version,
+    Help,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl Order {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut arguments = arguments;
+        let (mut address, mut workdir, mut init) = (None, None, false);
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+            match argument.as_str() {
+                "--init" => init = true,
+                "--listen" => address = Some(Address::parse(&value()?)?),
+                "--workdir" => workdir = Some(PathBuf::from(value()?)),
+                "--version" | "-V" => return Ok(Self::Version),
+                "--help" | "-h" => return Ok(Self::Help),
+                other => return Err(format!("unknown argument {other}; try --help")),
+            }
+        }
+        match (init, address) {
+            (true, None) if workdir.is_none() => Ok(Self::Init),
+            (true, _) => Err("--init takes no other arguments".to_owned()),
+            (false, Some(address)) => Ok(Self::Listen { address, workdir }),
+            (false, None) => Err("neither --init nor --listen given; try --help".to_owned()),
+        }
+    }
+}
+
+impl Address {
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(PathBuf::from(path)));
+        }
+        text.parse()
+            .map(Self::Tcp)
+            .map_err(|_| format!("{text} is neither unix:PATH nor an IP address and port"))
+    }
+}
+
+/// Runs the agent to its end.
+pub(crate) fn run(arguments: impl Iterator<Item = String>) -> io::Result<()> {
+    match Order::parse(arguments).map_err(io::Error::other)? {
+        Order::Help => io::stdout().write_all(HELP.as_bytes()),
+        Order::Version => writeln!(io::stdout(), "sandhaus-agent {}", env!("CARGO_PKG_VERSION")),
+        Order::Init => run_init(),
+        Order::Listen { address, workdir } => run_by_hand(&address, workdir),
+    }
+}
+
+fn run_init() -> io::Result<()> {
+    let start = sys::take_inherited()?;
+    let warm_shell = start.config.warm_shell;
+    let agent = Agent::init(start.config);
+    runtime(&agent.workload)?.block_on(async {
+        let listener = Listener::Unix(UnixListener::from_std(start.listener)?);
+        if warm_shell {
+            agent.warm_shell();
+        }
+        serve(agent, listener).await
+    })
+}
+
+fn run_by_hand(address: &Address, workdir: Option<PathBuf>) -> io::Result<()> {
+    sys::prepare_by_hand()?;
+    let workdir = match workdir {
+        Some(path) => path.canonicalize()?,
+        None => std::env::current_dir()?,
+    };
+    let workdir =
+        workdir.into_os_string().into_string().map_err(|_| io::Error::other("workdir is not UTF-8"))?;
+    let env = current_environment();
+    let (uid, gid) = sys::own_ids();
+    let value = |name: &str, default: &str| env.get(name).cloned().unwrap_or_else(|| default.to_owned());
+    let user =
+        Workload { uid, gid, name: value("USER", "root"), home: value("HOME", "/"), unprivileged: false };
+    let agent = Agent::by_hand(env, workdir, user);
+    runtime(&agent.workload)?.block_on(async {
+        let listener = match address {
+            Address::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await?),
+            Address::Unix(path) => Listener::Unix(UnixListener::bind(path)?),
+        };
+        let shown = match address {
+            Address::Tcp(_) => format!("port {}", listener.port().unwrap_or_default()),
+            Address::Unix(path) => path.display().to_string(),
+        };
+        writeln!(io::stdout(), "Starting toolbox server on {shown}")?;
+        serve(agent, listener).await
+    })
+}
+
+fn runtime(workload: &Workload) -> io::Result<tokio::runtime::Runtime> {
+    let workload = workload.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(FILE_THREADS_MAX)
+        // Threads stay: once a limit on processes bites, a thread that is there still serves.
+        .thread_keep_alive(Duration::MAX)
+        .on_thread_start(move || sys::enter_workload_thread(&workload))
+        .build()?;
+    // The first file thread exists before any limit can refuse it.
+    runtime.spawn_blocking(|| {});
+    Ok(runtime)
+}
+
+/// Serves and reaps until someone who may says it is enough.
+async fn serve(agent: Arc<Agent>, listener: Listener) -> io::Result<()> {
+    let signals = Signals::new()?;
+    // Ends that came before the signals were listened to.
+    agent.children.reap();
+    let server = tokio::spawn(http::serve(Arc::clone(&agent), listener));
+    while signals.next().await? == Interest::Child {
+        agent.children.reap();
+    }
+    server.abort();
+    sys::terminate_everything(STOP_GRACE).await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Order, String> {
+        Order::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn command_lines() {
+        assert_eq!(parse("--init"), Ok(Order::Init));
+        let address = Address::Unix(PathBuf::from("/a b".replace(' ', "_")));
+        assert_eq!(parse("--listen unix:/a_b"), Ok(Order::Listen { address, workdir: None }));
+        let address = Address::Tcp("127.0.0.1:2280".parse().expect("a valid address"));
+        let workdir = Some(PathBuf::from("/w"));
+        assert_eq!(parse("--listen 127.0.0.1:2280 --workdir /w"), Ok(Order::Listen { address, workdir }));
+        for wrong in
+            ["", "--listen", "--listen nowhere", "--init --workdir /w", "--init --listen unix:/a", "x"]
+        {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The one error of the agent's API: a status, a code that programs read and a message that people read.
+//! [`crate::http`] prints the body.
+
+use std::{borrow::Cow, io};
+
+use axum::{
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use crate::sys::SpawnError;
+
+/// Why a call was refused or failed.
+#[derive(Debug, Clone)]
+pub(crate) struct Error {
+    /// HTTP status.
+    pub(crate) status: StatusCode,
+    /// Machine-readable code.
+    pub(crate) code: &'static str,
+    /// What happened, safe to show.
+    pub(crate) message: Cow<'static, str>,
+}
+
+/// Result of a call.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    /// 400.
+    pub(crate) fn invalid(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", format!("bad request: {message}"))
+    }
+
+    /// 400 for a path that may not be named.
+    pub(crate) fn invalid_path(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "INVALID_FILE_PATH", format!("bad request: {message}"))
+    }
+
+    /// 404.
+    pub(crate) fn not_found(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", format!("not found: {message}"))
+    }
+
+    /// 404 for a process, session, command or terminal.
+    pub(crate) fn no_process(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "PROCESS_NOT_FOUND", format!("not found: {message}"))
+    }
+
+    /// 404 for a file.
+    pub(crate) fn no_file(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "FILE_NOT_FOUND", format!("not found: {message}"))
+    }
+
+    /// 409.
+    pub(crate) fn conflict(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::CONFLICT, "CONFLICT", format!("conflict: {message}"))
+    }
+
+    /// 410 with the code of what has ended.
+    pub(crate) fn gone(code: &'static str, message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::GONE, code, format!("gone: {message}"))
+    }
+
+    /// 413.
+    pub(crate) fn too_large(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "PAYLOAD_TOO_LARGE", format!("bad request: {message}"))
+    }
+
+    /// 429.
+    pub(crate) fn too_many(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", message.to_string())
+    }
+
+    /// 408 of a command that took too long.
+    pub(crate) fn execution_timeout() -> Self {
+        let message = "request timeout: command execution timeout";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "PROCESS_EXECUTION_TIMEOUT", message)
+    }
+
+    /// 503: not now, try again.
+    pub(crate) fn unavailable(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message.to_string())
+    }
+
+    /// 500.
+    pub(crate) fn internal(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_SERVER_ERROR", message.to_string())
+    }
+
+    /// What a file operation on `path` failed with.
+    pub(crate) fn file(path: &str, error: &io::Error) -> Self {
+        use io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::NotFound => Self::no_file(format_args!("no such file or directory: {path}")),
+            Kind::PermissionDenied => Self::new(
+                StatusCode::FORBIDDEN,
+                "FILE_ACCESS_DENIED",
+                format!("forbidden: permission denied: {path}"),
+            ),
+            Kind::NotADirectory => Self::invalid_path(format_args!("not a directory: {path}")),
+            Kind::IsADirectory => Self::invalid_path(format_args!("is a directory: {path}")),
+            Kind::CrossesDevices => {
+                Self::invalid_path(format_args!("path leads outside of its root: {path}"))
+            }
+            Kind::InvalidFilename => Self::invalid_path(format_args!("name too long: {path}")),
+            Kind::InvalidInput => Self::invalid_path(format_args!("not a usable path: {path}")),
+            Kind::AlreadyExists => Self::conflict(format_args!("already exists: {path}")),
+            Kind::DirectoryNotEmpty => Self::invalid_path(format_args!("directory is not empty: {path}")),
+            Kind::StorageFull | Kind::QuotaExceeded => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "STORAGE_FULL", format!("no space left: {path}"))
+            }
+            Kind::ReadOnlyFilesystem => Self::new(
+                StatusCode::FORBIDDEN,
+                "FILE_ACCESS_DENIED",
+                format!("forbidden: read-only: {path}"),
+            ),
+            Kind::OutOfMemory => Self::unavailable(format_args!("out of memory: {path}")),
+            _ => match error.raw_os_error() {
+                Some(libc::ELOOP) => Self::invalid_path(format_args!("too many symbolic links: {path}")),
+                Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN) => {
+                    Self::unavailable(format_args!("no room for another open file: {path}"))
+                }
+                _ => Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "FILE_READ_FAILED",
+                    format!("cannot access {path}: {}", reason(error)),
+                ),
+            },
+        }
+    }
+}
+
+/// The text of an error without its number.
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
+impl From<SpawnError> for Error {
+    fn from(error: SpawnError) -> Self {
+        match error {
+            SpawnError::Exhausted(_) => Self::unavailable(error),
+            SpawnError::Invalid(_) | SpawnError::Directory(_) => Self::invalid(error),
+            SpawnError::NotFound | SpawnError::NotExecutable(_) => Self::invalid(error),
+            SpawnError::Failed(..) => Self::internal(error),
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM | libc::ENOSPC) => {
+                Self::unavailable(format_args!("no room left: {}", reason(&error)))
+            }
+            _ => Self::internal(reason(&error)),
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}

@@ -1,0 +1,223 @@
+//! The routes, the accept loop and the error body. Every answer that is not a success has the body of the
+//! compatible contract, whoever refused: a route, an extractor or the router.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    response::Response,
+    routing::{get, post},
+};
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
+use tower::Service as _;
+
+use crate::{
+    agent::{self, Agent},
+    error::Error,
+    process, shell,
+};
+
+/// Most connections at once; further ones wait to be accepted.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// Largest JSON request body: a command of the greatest length with every byte escaped, and some room.
+const JSON_BYTES_MAX: usize = 8 << 20;
+
+/// A connection without a request is closed after so long; a request's head must arrive in this time.
+const IDLE: Duration = Duration::from_secs(70);
+
+/// Pause after a failed accept: out of descriptors or memory, so others must end first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Longest message taken over from a refusal that is not ours.
+const FOREIGN_MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Where the agent listens.
+pub(crate) enum Listener {
+    /// On a Unix socket.
+    Unix(UnixListener),
+    /// On a TCP port.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// The TCP port.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
+        }
+    }
+}
+
+fn routes() -> Router<Arc<Agent>> {
+    Router::new()
+        .route("/sandhaus/hello", post(agent::hello))
+        .route("/sandhaus/shell/{name}", get(shell::info))
+        .route("/sandhaus/shell/{name}/exec", post(shell::exec))
+        .route("/sandhaus/shell/{name}/exec/{exec_id}", get(shell::resume))
+        .route("/sandhaus/shell/{name}/log", get(shell::log))
+        .route("/sandhaus/process", get(process::list).post(process::spawn))
+        .route("/sandhaus/process/{id}", get(process::info).delete(process::delete))
+        .route("/sandhaus/process/{id}/output", get(process::output))
+        .route("/sandhaus/process/{id}/stdin", post(process::stdin))
+        .route("/sandhaus/process/{id}/signal", post(process::signal))
+        .route("/sandhaus/process/{id}/resize", post(process::resize))
+        .route("/version", get(version))
+        .route("/health", get(health))
+        .route("/work-dir", get(workdir))
+        .route("/project-dir", get(workdir))
+        .route("/user-home-dir", get(home))
+        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
+}
+
+async fn version() -> axum::Json<serde_json::Value> {
+    axum::Json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+async fn health() -> axum::Json<serde_json::Value> {
+    axum::Json(serde_json::json!({ "status": "ok" }))
+}
+
+async fn workdir(State(agent): State<Arc<Agent>>) -> axum::Json<serde_json::Value> {
+    axum::Json(serde_json::json!({ "dir": agent.workdir }))
+}
+
+async fn home(State(agent): State<Arc<Agent>>) -> axum::Json<serde_json::Value> {
+    axum::Json(serde_json::json!({ "dir": agent.workload.home }))
+}
+
+/// Accepts connections for ever.
+pub(crate) async fn serve(agent: Arc<Agent>, listener: Listener) {
+    let router = routes().with_state(agent);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await;
+        let accepted = match &listener {
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                // Frames are small and wanted at once.
+                let _ = stream.set_nodelay(true);
+                Stream::Tcp(stream)
+            }),
+        };
+        let router = router.clone();
+        match accepted {
+            Ok(Stream::Unix(stream)) => drop(tokio::spawn(connection(stream, router, place))),
+            Ok(Stream::Tcp(stream)) => drop(tokio::spawn(connection(stream, router, place))),
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+enum Stream {
+    Unix(tokio::net::UnixStream),
+    Tcp(tokio::net::TcpStream),
+}
+
+async fn connection<P>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    router: Router,
+    _place: P,
+) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let mut router = router.clone();
+        async move {
+            let request = request.map(Body::new);
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            let response = match router.call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
+            Ok::<_, Infallible>(finish(response, &method, &path).await)
+        }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await;
+    // A connection that breaks is the other side's affair.
+    drop(served);
+}
+
+/// Gives refusals their body.
+async fn finish(mut response: Response, method: &Method, path: &str) -> Response {
+    let status = response.status();
+    if status.is_success() || status.is_redirection() || status.is_informational() {
+        return response;
+    }
+    if status == StatusCode::RANGE_NOT_SATISFIABLE {
+        return response;
+    }
+    let (code, message) = match response.extensions_mut().remove::<Error>() {
+        Some(error) => (error.code, error.message.into_owned()),
+        None => {
+            let (parts, body) = response.into_parts();
+            let text = foreign_message(body).await;
+            response = Response::from_parts(parts, Body::empty());
+            foreign(status, &text)
+        }
+    };
+    let body = serde_json::json!({
+        "statusCode": status.as_u16(),
+        "message": message,
+        "error": message,
+        "code": code,
+        "source": "DAYTONA_DAEMON",
+        "timestamp": crate::clock::now_rfc3339(),
+        "path": path,
+        "method": method.as_str(),
+    });
+    let bytes = Bytes::from(body.to_string());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+    *response.body_mut() = Body::from(bytes);
+    response
+}
+
+async fn foreign_message(body: Body) -> String {
+    let limited = http_body_util::Limited::new(body, FOREIGN_MESSAGE_BYTES_MAX);
+    let bytes = limited.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Code and message for what an extractor or the router refused.
+fn foreign(status: StatusCode, text: &str) -> (&'static str, String) {
+    match status {
+        StatusCode::NOT_FOUND if text.is_empty() => ("NOT_FOUND", "not found: no such route".to_owned()),
+        StatusCode::METHOD_NOT_ALLOWED => ("METHOD_NOT_ALLOWED", "this route has no such method".to_owned()),
+        StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST | StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            ("INVALID_REQUEST_BODY", format!("invalid body request: {text}"))
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            ("PAYLOAD_TOO_LARGE", format!("bad request: a body has at most {JSON_BYTES_MAX} bytes"))
+        }
+        other => ("BAD_REQUEST", format!("{}: {text}", other.canonical_reason().unwrap_or("refused"))),
+    }
+}
+
+/// A request whose body the route reads itself.
+pub(crate) type Streamed = Request;
+
+/// Reads a streamed body chunk by chunk; `None` at its end.
+pub(crate) async fn next_chunk(body: &mut Body) -> io::Result<Option<Bytes>> {
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(io::Error::other)?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,134 @@
+//! How a persistent shell is started and spoken to.
+//!
+//! A shell is interactive (so that an interrupt or an error brings it back to its prompt instead of ending it) and
+//! reads its script from a pipe. Its own descriptors 1 and 2 lead nowhere, which swallows prompts, job notices,
+//! start-up banners and the traces of the agent's own lines; commands get the real output from a descriptor that only
+//! the shell has. They never see that one, nor the script pipe: each command is run with it closed.
+//!
+//! - **bash** sources the command from a memory file, so its text is read in one piece, is a script of its own (an
+//!   error ends the rest of it, `return` works, no `[1] 4711` for background jobs) and needs no quoting.
+//! - **sh** (dash, busybox ash and whatever else an image has) evaluates it as one quoted word. `command` before
+//!   `eval` keeps errors in special built-ins inside of it.
+
+use std::path::Path;
+
+use sandhaus_protocol::boot::ShellPreference;
+
+use super::scanner::Scanner;
+
+/// Places of bash, in the order they are tried.
+const BASH_PLACES: [&str; 3] = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"];
+
+/// Places of sh.
+const SH_PLACES: [&str; 2] = ["/bin/sh", "/usr/bin/sh"];
+
+/// A shell language and the program that speaks it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// bash.
+    Bash(String),
+    /// Any POSIX shell.
+    Sh(String),
+}
+
+impl Dialect {
+    /// The shell that this root file system has; `sh` also where there seems to be none, to fail with a clear message.
+    pub(crate) fn find(preference: ShellPreference) -> Self {
+        let present =
+            |places: &[&str]| places.iter().find(|p| Path::new(p).exists()).map(|p| (*p).to_owned());
+        let bash = match preference {
+            ShellPreference::Bash => present(&BASH_PLACES),
+            ShellPreference::Sh => None,
+        };
+        match bash {
+            Some(program) => Self::Bash(program),
+            None => Self::Sh(present(&SH_PLACES).unwrap_or_else(|| SH_PLACES[0].to_owned())),
+        }
+    }
+
+    /// Path of the program.
+    pub(crate) fn program(&self) -> &str {
+        match self {
+            Self::Bash(program) | Self::Sh(program) => program,
+        }
+    }
+
+    /// The command line that starts it.
+    pub(crate) fn argv(&self) -> Vec<String> {
+        let arguments: &[&str] = match self {
+            Self::Bash(_) => &["--norc", "--noprofile", "--noediting", "-i", "+m", "+H", "+o", "history"],
+            Self::Sh(_) => &["-i", "+m"],
+        };
+        std::iter::once(self.program()).chain(arguments.iter().copied()).map(str::to_owned).collect()
+    }
+
+    /// Number of the descriptor that is the commands' output. sh knows single digits only; bash gets one that no
+    /// script uses.
+    pub(crate) fn output_fd(&self) -> u8 {
+        match self {
+            Self::Bash(_) => 61,
+            Self::Sh(_) => 9,
+        }
+    }
+
+    /// Number of the descriptor of the memory file, where the dialect reads one.
+    pub(crate) fn script_fd(&self) -> Option<u8> {
+        match self {
+            Self::Bash(_) => Some(62),
+            Self::Sh(_) => None,
+        }
+    }
+
+    /// What the memory file holds for `command`. The copy of the file's descriptor that this source call has is closed
+    /// first, silently even under `set -x`; the call itself restores the original afterwards.
+    pub(crate) fn file_parts<'a>(&self, command: &'a str) -> Option<[&'a [u8]; 3]> {
+        match self {
+            Self::Bash(_) => Some([b"{ exec 63<&-; } 2>/dev/null; ", command.as_bytes(), b"\n"]),
+            Self::Sh(_) => None,
+        }
+    }
+
+    /// The lines written to the script pipe to run `command` and print the end marker after it.
+    pub(crate) fn lines(&self, command: &str, nonce: &str, exec_id: u64) -> String {
+        let mut lines = match self {
+            Self::Bash(_) => {
+                "\\command . /proc/self/fd/63 63<&62 62<&- </dev/null >&61 2>&61 61>&-\n".to_owned()
+            }
+            Self::Sh(_) => format!("\\command eval {} </dev/null >&9 2>&9 9>&-\n", quote(command)),
+        };
+        lines.push_str(&self.end_lines(nonce, exec_id));
+        lines
+    }
+
+    /// The lines that print the end marker alone: once more after an interrupt, since a shell may throw away what it
+    /// had read ahead. The empty line ends whatever an error left half-read.
+    pub(crate) fn end_lines(&self, nonce: &str, exec_id: u64) -> String {
+        format!("\n{}", Scanner::end_command(nonce, exec_id, self.output_fd()))
+    }
+}
+
+/// One shell word that evaluates to exactly `text`.
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        #[test]
+        fn quoting_is_exact(text in "[^\0]{0,60}|['\"\\\\ $`!\n]{0,20}") {
+            let output = Command::new("/bin/sh")
+                .args(["-c", &format!("printf %s {}", quote(&text))])
+                .output()
+                .expect("sh runs");
+            prop_assert_eq!(output.stdout, text.into_bytes());
+        }
+    }
+}

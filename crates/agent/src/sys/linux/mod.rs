@@ -1,0 +1,22 @@
+//! Linux: start-up as PID 1, starting and reaping children, terminals, process trees, files.
+//!
+//! `unsafe` lives here and nowhere else: in [`spawn`] (the moment between clone and exec), [`signals`] and [`identity`].
+
+mod channel;
+mod children;
+mod identity;
+mod init;
+
+mod signals;
+mod spawn;
+mod terminal;
+mod tree;
+
+pub(crate) use channel::Channel;
+pub(crate) use children::{Child, Children, Ending};
+pub(crate) use identity::{enter_workload_thread, own_ids};
+pub(crate) use init::{prepare_by_hand, take_inherited};
+pub(crate) use signals::{Interest, Signals, signal_group, signal_pids, terminate_everything};
+pub(crate) use spawn::{Command, Session, SpawnError};
+pub(crate) use terminal::{Script, Terminal, discard, input_pipe, output_pipe, random_hex};
+pub(crate) use tree::{Birth, Family};
