@@ -36,6 +36,7 @@ const CARGO_KEPT: &[&str] = &["CARGO", "CARGO_HOME", "CARGO_MAKEFLAGS"];
 /// The same by prefix: how to reach registries.
 const CARGO_KEPT_PREFIXES: &[&str] = &["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
 
+#[expect(clippy::print_stderr, reason = "cargo shows it when the script fails")]
 fn main() -> ExitCode {
     match embed() {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,7 +115,10 @@ fn reaches_inner_build(name: &OsStr) -> bool {
     if name.starts_with("CARGO") {
         return CARGO_KEPT.contains(&name) || CARGO_KEPT_PREFIXES.iter().any(|kept| name.starts_with(kept));
     }
-    !matches!(name, "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "RUSTFLAGS" | "CLIPPY_ARGS" | "CLIPPY_CONF_DIR")
+    !matches!(
+        name,
+        "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "RUSTFLAGS" | "CLIPPY_ARGS" | "CLIPPY_CONF_DIR"
+    )
 }
 
 fn variable(name: &str) -> Result<OsString, Box<dyn Error>> {

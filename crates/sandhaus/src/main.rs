@@ -1,2 +1,168 @@
-//! Placeholder.
-fn main() {}
+//! `sandhaus`: the one binary. A server, the command line towards it, and (re-executed with an internal first
+//! argument) the engine's launcher.
+//!
+//! Reading order: [`cli`] (what can be asked for), [`config`], `commands/` (one file each), [`domain`] (putting the
+//! parts together), [`attach`] (a process inside, attached to this one). The only crate that knows both engines and
+//! gateway.
+
+use std::{ffi::OsStr, process::ExitCode};
+
+use anyhow::Result;
+use clap::Parser;
+
+mod advice;
+mod agent;
+mod attach;
+mod body;
+mod cli;
+mod commands;
+mod config;
+mod domain;
+mod interrupt;
+mod kvm;
+mod output;
+mod private;
+mod process;
+mod progress;
+mod server;
+mod terminal;
+mod toolbox;
+mod tree;
+mod values;
+
+use cli::{Cli, Command, LogFormat};
+use commands::run::Quiet;
+use config::{Config, Loaded};
+
+/// Internal first argument: prints every point at which a test may let this binary die.
+const FAULT_POINTS_ARGUMENT: &str = "__fault-points";
+
+/// Status of `run` and `exec` when it is sandhaus that failed, not the command.
+const STATUS_OWN_FAILURE: u8 = 125;
+
+/// Status of a process whose output nobody reads, as a shell gives it.
+const STATUS_OUTPUT_CLOSED: u8 = 141;
+
+/// Fewest worker threads of a server.
+const SERVER_WORKERS_MIN: usize = 2;
+
+fn main() -> ExitCode {
+    // Before anything else, and before any thread: the launcher makes namespaces, which threads forbid.
+    process::reset_signals();
+    match std::env::args_os().nth(1).as_deref().and_then(OsStr::to_str) {
+        Some(sandhaus_engines::namespace::LAUNCHER_ARGUMENT) => {
+            return sandhaus_engines::namespace::launcher_main();
+        }
+        Some(kvm::PROBE_ARGUMENT) => return kvm::probe_main(),
+        Some(FAULT_POINTS_ARGUMENT) => return fault_points(),
+        _ => {}
+    }
+    let cli = Cli::parse();
+    let own_failure = match &cli.command {
+        Command::Run(_) | Command::Exec(_) => STATUS_OWN_FAILURE,
+        _ => 1,
+    };
+    execute(&cli).unwrap_or_else(|error| {
+        if is_closed_output(&error) {
+            return ExitCode::from(STATUS_OUTPUT_CLOSED);
+        }
+        advice::print_error(&error);
+        ExitCode::from(own_failure)
+    })
+}
+
+/// Prints every fault point there is.
+fn fault_points() -> ExitCode {
+    let mut points = sandhaus_engines::namespace::fault_points();
+    points.extend(sandhaus_sandbox::plan::fault_points());
+    let text: String = points.iter().map(|point| format!("{point}\n")).collect();
+    match output::print(&text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn execute(cli: &Cli) -> Result<ExitCode> {
+    // What needs neither configuration nor runtime comes first.
+    match &cli.command {
+        Command::Version => return commands::version::version(),
+        Command::Completions(arguments) => return commands::completions::completions(arguments),
+        _ => {}
+    }
+    let (loaded, config) = settle_config(cli)?;
+    start_logging(cli)?;
+    let runtime = match &cli.command {
+        Command::Serve(_) => {
+            let processors = std::thread::available_parallelism().map_or(1, usize::from);
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(processors.max(SERVER_WORKERS_MIN))
+                .enable_all()
+                .build()?
+        }
+        // One client needs one thread; making more would only cost time.
+        _ => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+    };
+    let result = runtime.block_on(dispatch(cli, &loaded, &config));
+    // Reads of standard input and writes to a full pipe cannot be cancelled; nobody waits for them.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(cli: &Cli, loaded: &Loaded, config: &Config) -> Result<ExitCode> {
+    let quiet = if cli.global.quiet { Quiet::Yes } else { Quiet::No };
+    match &cli.command {
+        Command::Run(arguments) => commands::run::run(arguments, config, quiet).await,
+        Command::Serve(arguments) => commands::serve::serve(arguments, config, loaded.file.as_deref()).await,
+        Command::Ps(arguments) => commands::ps::ps(arguments, config).await,
+        Command::Exec(arguments) => commands::exec::exec(arguments, config).await,
+        Command::Cp(arguments) => commands::cp::cp(arguments, config, quiet).await,
+        Command::Logs(arguments) => commands::logs::logs(arguments, config).await,
+        Command::Rm(arguments) => commands::rm::rm(arguments, config).await,
+        Command::Inspect(arguments) => commands::inspect::inspect(arguments, config).await,
+        Command::Image(arguments) => commands::image::image(arguments, config, quiet).await,
+        Command::Doctor(arguments) => commands::doctor::doctor(arguments, config).await,
+        Command::Completions(_) | Command::Version => unreachable!("handled before the runtime was made"),
+    }
+}
+
+/// Flags over environment over file over defaults.
+fn settle_config(cli: &Cli) -> Result<(Loaded, Config)> {
+    let loaded = config::load(cli.global.config.as_deref())?;
+    for warning in &loaded.warnings {
+        advice::print_warning(warning);
+    }
+    let mut config = loaded.config.clone();
+    if let Some(data_dir) = &cli.global.data_dir {
+        config.data_dir = std::path::absolute(data_dir)?;
+    }
+    Ok((loaded, config))
+}
+
+/// Logs go to standard error. A server logs what it does; other commands only if asked, since their errors are printed
+/// anyway.
+fn start_logging(cli: &Cli) -> Result<()> {
+    use tracing_subscriber::EnvFilter;
+    let asked = match &cli.global.log_level {
+        Some(filter) => Some(filter.clone()),
+        None => std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.is_empty()),
+    };
+    let (filter, format) = match (&cli.command, asked) {
+        (Command::Serve(arguments), asked) => {
+            (asked.unwrap_or_else(|| "info".to_owned()), arguments.log_format)
+        }
+        (_, Some(asked)) => (asked, LogFormat::Text),
+        (_, None) => return Ok(()),
+    };
+    let filter =
+        EnvFilter::try_new(&filter).map_err(|error| anyhow::anyhow!("log filter {filter:?}: {error}"))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(advice::stderr_has_colours()).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}
+
+fn is_closed_output(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,329 @@
+//! The command line: definitions only. What a flag means is in `commands/`.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::values::{Bytes, Cores, EnvironmentEntry, Location, MountPoint};
+
+/// Linux sandboxes in milliseconds, through one binary.
+#[derive(Debug, Parser)]
+#[command(name = "sandhaus", version, propagate_version = false, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Configuration file [default: ./sandhaus.yaml, else /etc/sandhaus/sandhaus.yaml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Data directory [default: /var/lib/sandhaus]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// What to log to standard error: error, warn, info, debug or trace, or a filter as RUST_LOG takes it
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub(crate) log_level: Option<String>,
+    /// Print nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a fresh sandbox and remove the sandbox afterwards
+    Run(RunArguments),
+    /// Serve sandboxes over HTTP
+    Serve(ServeArguments),
+    /// List sandboxes
+    Ps(PsArguments),
+    /// Run a command in a sandbox that is there
+    Exec(ExecArguments),
+    /// Copy files and directories into or out of a sandbox
+    Cp(CpArguments),
+    /// Show what a sandbox has printed
+    Logs(LogsArguments),
+    /// Remove sandboxes
+    Rm(RmArguments),
+    /// Show everything known about a sandbox
+    Inspect(InspectArguments),
+    /// Manage images
+    Image(ImageArguments),
+    /// Check whether this host can run sandboxes
+    Doctor(DoctorArguments),
+    /// Print a completion script for a shell
+    Completions(CompletionsArguments),
+    /// Print the version
+    Version,
+}
+
+/// Where the server is.
+#[derive(Debug, Args)]
+pub(crate) struct ServerArguments {
+    /// Address of the server [default: the one that holds the data directory, else the configured one]
+    #[arg(long, value_name = "URL", env = "SANDHAUS_HOST", hide_env_values = true)]
+    pub(crate) host: Option<String>,
+}
+
+/// How a listing is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// What a sandbox may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Security {
+    /// An unprivileged user without capabilities; read-only root
+    Strict,
+    /// Root inside with a container's usual capabilities
+    Container,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// Image of the root file system [default: the configured one, `host`]
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// Processor cores, such as 0.5
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<Cores>,
+    /// Memory, such as 512MiB or 2g
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<Bytes>,
+    /// Processes and threads
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) pids: Option<u32>,
+    /// Size of the writable layer, such as 1GiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk: Option<Bytes>,
+    /// What the sandbox may reach: none
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) network: Option<String>,
+    /// Show a host file or directory inside; needs a sandbox without a server, and gets one
+    #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]")]
+    pub(crate) volumes: Vec<MountPoint>,
+    /// Set a variable, or pass one on
+    #[arg(short, long = "env", value_name = "K=V|K")]
+    pub(crate) env: Vec<EnvironmentEntry>,
+    /// Directory to start in
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Kill the command after so long, such as 30s or 5m, and exit with 124
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// How the command is confined
+    #[arg(long, value_enum, default_value_t = Security::Container, value_name = "PROFILE")]
+    pub(crate) security: Security,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Keep the sandbox; needs a server
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Name of the sandbox
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    /// Command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// Address to listen on, such as 127.0.0.1:8080
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<String>,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArguments {
+    /// Also sandboxes that have ended
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Only sandboxes with this label
+    #[arg(long = "label", value_name = "K=V")]
+    pub(crate) labels: Vec<EnvironmentEntry>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArguments {
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set a variable, or pass one on
+    #[arg(short, long = "env", value_name = "K=V|K")]
+    pub(crate) env: Vec<EnvironmentEntry>,
+    /// Directory to start in
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Kill the command after so long, such as 30s or 5m, and exit with 124
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    /// Id of the sandbox
+    #[arg(value_name = "ID")]
+    pub(crate) sandbox: String,
+    /// Command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CpArguments {
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    /// What to copy: a path, or ID:PATH inside a sandbox
+    #[arg(value_name = "SRC")]
+    pub(crate) source: Location,
+    /// Where to: a path, or ID:PATH inside a sandbox
+    #[arg(value_name = "DST")]
+    pub(crate) destination: Location,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArguments {
+    /// Go on until the source ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// The terminal of this persistent shell [default: `default`, or the command of `run`]
+    #[arg(long, value_name = "NAME", conflicts_with = "process")]
+    pub(crate) shell: Option<String>,
+    /// The process with this number, as `inspect` lists them
+    #[arg(long, value_name = "N")]
+    pub(crate) process: Option<u64>,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    /// Id of the sandbox
+    #[arg(value_name = "ID")]
+    pub(crate) sandbox: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArguments {
+    /// No error for a sandbox that is not there
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    /// Ids of the sandboxes
+    #[arg(required = true, value_name = "ID")]
+    pub(crate) sandboxes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArguments {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Json, value_name = "FORMAT")]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    /// Id of the sandbox
+    #[arg(value_name = "ID")]
+    pub(crate) sandbox: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageArguments {
+    #[command(subcommand)]
+    pub(crate) command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Make an image of an archive or a directory of this host
+    Import {
+        /// Replace the image that has the name
+        #[arg(long)]
+        replace: bool,
+        /// Name of the image
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// A tar archive (plain, gzip or zstd) or a directory
+        #[arg(value_name = "TARBALL|DIR")]
+        source: PathBuf,
+    },
+    /// List images
+    #[command(visible_alias = "ls")]
+    List {
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+        output: Output,
+    },
+    /// Remove image names; the content goes with its last name
+    Rm {
+        /// Names of the images
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Give an image another name
+    Tag {
+        /// Name of the image
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Its further name; if it stands for another image it moves
+        #[arg(value_name = "NEW")]
+        new: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArguments {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArguments {
+    /// Which shell
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+/// A time as people write it; a bare number counts seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| "not a time".to_owned())?,
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string())?,
+    };
+    if duration.as_millis() == 0 {
+        return Err("must be above zero".to_owned());
+    }
+    Ok(duration)
+}

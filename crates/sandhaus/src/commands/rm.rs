@@ -1,0 +1,41 @@
+//! `sandhaus rm`: removes sandboxes.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use sandhaus_sandbox::SandboxId;
+
+use crate::{
+    advice::print_error,
+    cli::RmArguments,
+    config::Config,
+    output::print,
+    server::{Server, explain},
+};
+
+/// Answer status for a sandbox that never was.
+const STATUS_NOT_FOUND: u16 = 404;
+
+/// Removes each; one that fails does not keep the others.
+pub(crate) async fn rm(arguments: &RmArguments, config: &Config) -> Result<ExitCode> {
+    let server = Server::find(&arguments.server, config)?;
+    let mut status = ExitCode::SUCCESS;
+    for sandbox in &arguments.sandboxes {
+        match remove(&server, sandbox, arguments).await {
+            Ok(()) => print(&format!("{}\n", crate::output::visible(sandbox)))?,
+            Err(error) => {
+                print_error(&error.context(format!("cannot remove {sandbox}")));
+                status = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(status)
+}
+
+async fn remove(server: &Server, sandbox: &str, arguments: &RmArguments) -> Result<()> {
+    let id = SandboxId::parse(sandbox)?;
+    match server.client().delete(id.as_str()).await {
+        Err(error) if error.status() == Some(STATUS_NOT_FOUND) && arguments.force => Ok(()),
+        other => other.map_err(explain).context("remove the sandbox"),
+    }
+}

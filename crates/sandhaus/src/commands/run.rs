@@ -1,0 +1,329 @@
+//! `sandhaus run`: a command in a fresh sandbox, which is gone afterwards.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use anyhow::{Context, Result};
+use sandhaus_client::wire::CreateSession;
+use sandhaus_images::ImageName;
+use sandhaus_protocol::process::Spawn;
+use sandhaus_sandbox::{
+    Env, Mount, OwnerId, Resources, SandboxId, SecurityProfile, Service, service::CreateSandbox,
+    toolbox::Toolbox,
+};
+
+use crate::{
+    advice::{Advice, print_error, print_warning},
+    attach::{Ending, Input, attach},
+    cli::{RunArguments, Security},
+    commands::exec::{report_start_failure, spawn_request},
+    config::Config,
+    interrupt::Signals,
+    output::human_bytes,
+    private::PrivateInstance,
+    progress::Progress,
+    server::{Server, explain},
+    values::MountPoint,
+};
+
+/// Who owns sandboxes made on the local command line.
+const LOCAL_OWNER: &str = "local";
+
+/// Label of sandboxes that `run` made; `logs` shows the command's output for them.
+pub(crate) const ORIGIN_LABEL: &str = "sandhaus.origin";
+pub(crate) const ORIGIN_RUN: &str = "run";
+
+/// Time to live of a sandbox on a server. It is used, and so kept alive, as long as the command runs; should this
+/// process be killed, the server removes it soon.
+const SERVER_TTL_SECONDS: i64 = 300;
+
+/// How often a sandbox on a server is used at least.
+const KEEPALIVE_PERIOD: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The only network policy there is.
+const NETWORK_NONE: &str = "none";
+
+/// Status of a command that the memory limit may have ended.
+const STATUS_KILLED: i32 = 137;
+
+/// What the wire counts memory and disks in.
+const MIB: u64 = 1 << 20;
+
+/// Runs the command.
+pub(crate) async fn run(arguments: &RunArguments, config: &Config, quiet: Quiet) -> Result<ExitCode> {
+    check_network(arguments.network.as_deref())?;
+    let mut signals = Signals::listen()?;
+    let status = match choose_server(arguments, config)? {
+        Some(server) => on_server(arguments, &server, &mut signals, quiet).await?,
+        None => privately(arguments, config, &mut signals, quiet).await?,
+    };
+    Ok(ExitCode::from(status))
+}
+
+/// Whether only results and errors are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quiet {
+    /// Only those.
+    Yes,
+    /// Also progress and notes.
+    No,
+}
+
+fn check_network(policy: Option<&str>) -> Result<()> {
+    match policy {
+        None | Some(NETWORK_NONE) => Ok(()),
+        Some(other) => Err(Advice::new(
+            format!("network policy {other:?} is not supported"),
+            "use --network none: a loopback interface of its own and nothing else",
+        )
+        .into()),
+    }
+}
+
+/// The server to run on, if there is one and the flags allow it.
+fn choose_server(arguments: &RunArguments, config: &Config) -> Result<Option<Server>> {
+    let named = arguments.server.host.is_some();
+    let mounts = !arguments.volumes.is_empty();
+    if mounts && arguments.keep {
+        return Err(Advice::new(
+            "--volume and --keep do not go together: only a sandbox of this process alone can show host files, \
+             and such a sandbox ends with this process",
+            "leave out one of them, or copy the files with `sandhaus cp`",
+        )
+        .into());
+    }
+    if mounts && named {
+        return Err(Advice::new(
+            "a server shows no host files inside its sandboxes",
+            "leave out --host (and SANDHAUS_HOST) to run without a server, or copy the files with `sandhaus cp`",
+        )
+        .into());
+    }
+    let server = if mounts { None } else { Server::find_running(&arguments.server, config)? };
+    if arguments.keep && server.is_none() {
+        return Err(Advice::new(
+            "--keep needs a server: without one the sandbox ends with this process",
+            "start one with `sandhaus serve` and run this again",
+        )
+        .into());
+    }
+    Ok(server)
+}
+
+/// Runs on a server, by its public interface only.
+async fn on_server(
+    arguments: &RunArguments,
+    server: &Server,
+    signals: &mut Signals,
+    quiet: Quiet,
+) -> Result<u8> {
+    let request = session_request(arguments)?;
+    let progress = Progress::after_a_second("starting sandbox", quiet);
+    let session = server.client().create(&request).await.map_err(explain)?;
+    drop(progress);
+    if arguments.keep && quiet == Quiet::No {
+        crate::advice::print_note(&format!("sandbox {}", session.id));
+    }
+    let toolbox = server.toolbox(&session.id);
+    let input = Input::choose(arguments.interactive, arguments.tty);
+    let spawn = spawn(arguments, input)?;
+    let keepalive = tokio::spawn(keep_alive(server.clone(), session.id.clone()));
+    let ending = attach(&toolbox, &spawn, input, signals).await;
+    keepalive.abort();
+    if let Ok(Ending::Exited(exit)) = &ending
+        && exit.exit_code == STATUS_KILLED
+        && quiet == Quiet::No
+        && let Ok(stats) = server.client().stats(&session.id).await
+    {
+        note_memory_limit(stats.oom_kills, stats.memory_limit);
+    }
+    let keep = arguments.keep && matches!(ending, Ok(Ending::Exited(_)));
+    let removed = if keep { Ok(()) } else { server.client().delete(&session.id).await.map_err(explain) };
+    finish(&arguments.command, ending, removed.with_context(|| format!("remove sandbox {}", session.id)))
+}
+
+/// Uses a sandbox from time to time, so that its time to live does not run out under a long command.
+async fn keep_alive(server: Server, sandbox: String) {
+    let toolbox = server.toolbox(&sandbox);
+    loop {
+        tokio::time::sleep(KEEPALIVE_PERIOD).await;
+        if let Err(error) = toolbox.shell_info(sandhaus_protocol::shell::DEFAULT).await {
+            tracing::debug!(%error, "sandbox was not kept alive");
+        }
+    }
+}
+
+/// Runs in an instance of this process alone.
+async fn privately(
+    arguments: &RunArguments,
+    config: &Config,
+    signals: &mut Signals,
+    quiet: Quiet,
+) -> Result<u8> {
+    let request = sandbox_request(arguments, config)?;
+    let progress = Progress::after_a_second("starting sandbox", quiet);
+    let instance = PrivateInstance::open(config).await?;
+    let created = tokio::select! {
+        created = instance.service().create(request) => Ok(created),
+        // Dropping the wait is harmless: closing the instance removes what was on its way.
+        signal = signals.end() => Err(Ending::Interrupted(signal)),
+    };
+    drop(progress);
+    let ending = match created {
+        Ok(Ok(view)) => attached(arguments, instance.service(), &view.sandbox.id, signals, quiet).await,
+        Ok(Err(error)) => Err(refused(error)),
+        Err(interrupted) => Ok(interrupted),
+    };
+    let closed = instance.close().await;
+    finish(&arguments.command, ending, closed)
+}
+
+async fn attached(
+    arguments: &RunArguments,
+    service: &Service,
+    id: &SandboxId,
+    signals: &mut Signals,
+    quiet: Quiet,
+) -> Result<Ending> {
+    let toolbox: Toolbox = service.toolbox(id).await?;
+    let input = Input::choose(arguments.interactive, arguments.tty);
+    let spawn = spawn(arguments, input)?;
+    let ending = attach(&toolbox, &spawn, input, signals).await?;
+    if let Ending::Exited(exit) = &ending
+        && exit.exit_code == STATUS_KILLED
+        && quiet == Quiet::No
+        && let Ok(stats) = service.stats(id).await
+    {
+        note_memory_limit(stats.oom_kills, stats.memory_limit_bytes);
+    }
+    Ok(ending)
+}
+
+/// Why a sandbox could not be made, with what to do about it.
+fn refused(error: sandhaus_sandbox::Error) -> anyhow::Error {
+    match error.kind() {
+        sandhaus_sandbox::Kind::Internal | sandhaus_sandbox::Kind::Unsupported => {
+            Advice::new("the sandbox could not be started", "`sandhaus doctor` checks what this host lacks")
+                .with_source(error)
+                .into()
+        }
+        _ => error.into(),
+    }
+}
+
+/// The command's status comes first; what went wrong while cleaning up is an error of its own.
+fn finish(command: &[String], ending: Result<Ending>, removed: Result<()>) -> Result<u8> {
+    let ending = match (ending, removed) {
+        (Ok(ending), Ok(())) => ending,
+        (Ok(_), Err(removal)) => return Err(removal),
+        (Err(failure), Ok(())) => return Err(failure),
+        (Err(failure), Err(removal)) => {
+            print_error(&removal);
+            return Err(failure);
+        }
+    };
+    report_start_failure(command, &ending);
+    Ok(ending.status())
+}
+
+fn note_memory_limit(kills: u64, limit: Option<u64>) {
+    if kills > 0 {
+        let limit = limit.map_or_else(String::new, |bytes| format!(" of {}", human_bytes(bytes)));
+        print_warning(&format!("the memory limit{limit} ended a process; --memory raises it"));
+    }
+}
+
+fn spawn(arguments: &RunArguments, input: Input) -> Result<Spawn> {
+    // Variables and directory are the sandbox's already.
+    spawn_request(&arguments.command, BTreeMap::new(), None, arguments.tty, input, arguments.timeout)
+}
+
+/// The sandbox that the flags describe.
+fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSandbox> {
+    let image = arguments.image.as_deref().map(ImageName::parse).transpose()?;
+    let mounts = arguments.volumes.iter().map(mount).collect::<Result<_>>()?;
+    Ok(CreateSandbox {
+        owner: OwnerId(LOCAL_OWNER.to_owned()),
+        name: arguments.name.clone(),
+        image,
+        engine: None,
+        resources: resources(arguments),
+        network: None,
+        security: match arguments.security {
+            Security::Strict => SecurityProfile::Strict,
+            Security::Container => SecurityProfile::Container,
+        },
+        readonly_root: arguments.security == Security::Strict,
+        env: environment(&arguments.env)?,
+        workdir: arguments.workdir.clone(),
+        mounts,
+        entrypoint: Vec::new(),
+        ttl: None,
+        labels: labels(),
+        shell: config.shell,
+        warm_shell: false,
+    })
+}
+
+/// The same for a server.
+fn session_request(arguments: &RunArguments) -> Result<CreateSession> {
+    let resources = resources(arguments);
+    let mebibytes = |bytes: u64| i64::try_from(bytes.div_ceil(MIB)).context("the size is too large");
+    Ok(CreateSession {
+        image: arguments.image.clone().unwrap_or_default(),
+        ttl_seconds: if arguments.keep { 0 } else { SERVER_TTL_SECONDS },
+        name: arguments.name.clone().unwrap_or_default(),
+        labels: labels(),
+        env: environment(&arguments.env)?,
+        cpus: f64::from(resources.cpu_millis) / 1000.0,
+        memory_mb: mebibytes(resources.memory_bytes)?,
+        pids: i64::from(resources.pids),
+        disk_mb: mebibytes(resources.disk_bytes)?,
+        network: NETWORK_NONE.to_owned(),
+        security: match arguments.security {
+            Security::Strict => "strict".to_owned(),
+            Security::Container => "container".to_owned(),
+        },
+        readonly_root: Some(arguments.security == Security::Strict),
+        workdir: arguments.workdir.clone().unwrap_or_default(),
+        warm_shell: Some(false),
+        ..CreateSession::default()
+    })
+}
+
+fn labels() -> BTreeMap<String, String> {
+    BTreeMap::from([(ORIGIN_LABEL.to_owned(), ORIGIN_RUN.to_owned())])
+}
+
+/// Limits, zero where the default is wanted.
+fn resources(arguments: &RunArguments) -> Resources {
+    Resources {
+        cpu_millis: arguments.cpus.map_or(0, |cores| cores.millis),
+        memory_bytes: arguments.memory.map_or(0, |bytes| bytes.0),
+        pids: arguments.pids.unwrap_or(0),
+        disk_bytes: arguments.disk.map_or(0, |bytes| bytes.0),
+    }
+}
+
+/// Variables with their values; those without come from our own environment, and are left out if it has none.
+pub(crate) fn environment(entries: &[crate::values::EnvironmentEntry]) -> Result<Env> {
+    let mut env = Env::new();
+    for entry in entries {
+        let value = match &entry.value {
+            Some(value) => Some(value.clone()),
+            None => std::env::var_os(&entry.name)
+                .map(|value| value.into_string())
+                .transpose()
+                .map_err(|_| anyhow::anyhow!("variable {} is not UTF-8", entry.name))?,
+        };
+        if let Some(value) = value {
+            env.insert(entry.name.clone(), value);
+        }
+    }
+    Ok(env)
+}
+
+/// A mount with its source resolved: the sandbox must show what the name means now.
+fn mount(point: &MountPoint) -> Result<Mount> {
+    let source = fs_err::canonicalize(&point.source).context("look at the source of a --volume")?;
+    Ok(Mount { source, target: point.target.clone(), access: point.access })
+}

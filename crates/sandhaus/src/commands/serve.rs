@@ -1,0 +1,117 @@
+//! `sandhaus serve`: the server.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Context, Result};
+use owo_colors::{OwoColorize, Stream};
+use sandhaus_gateway::{GatewayConfig, V1Config};
+use sandhaus_sandbox::{Instance, Kind};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    advice::{Advice, print_warning},
+    cli::ServeArguments,
+    config::{self, Config},
+    domain::{self, Lifetime},
+    interrupt::Signals,
+    server::reachable_url,
+};
+
+/// Serves until a signal asks to end. Sandboxes go on.
+pub(crate) async fn serve(
+    arguments: &ServeArguments,
+    config: &Config,
+    file: Option<&Path>,
+) -> Result<ExitCode> {
+    let mut config = config.clone();
+    if let Some(listen) = &arguments.listen {
+        config.listen =
+            config::parse_listen(listen).map_err(|problem| anyhow::anyhow!("--listen {problem}"))?;
+    }
+    config::check_exposure(&config)?;
+    crate::process::raise_open_files_limit();
+    let mut signals = Signals::listen()?;
+
+    let instance = acquire(&config.data_dir)?;
+    let listener = listen(&config).await?;
+    let address = listener.local_addr().context("read the listener's address")?;
+    let url = reachable_url(address);
+    // The address is written down before the service takes the instance; until it answers, connections wait.
+    instance.announce(&url).context("announce the address")?;
+    domain::sweep_dead_runs(&config).await;
+    let catalogue = domain::open_catalogue(&config)?;
+    let service = domain::open_service(instance, &config, catalogue, Lifetime::Configured).await?;
+
+    let stop = CancellationToken::new();
+    let gateway = gateway_config(&config);
+    let served = tokio::spawn(sandhaus_gateway::serve(listener, service.clone(), gateway, stop.clone()));
+    banner(&url, &config, file);
+    let signal = signals.end().await;
+    tracing::info!(signal, "stopping; sandboxes go on");
+    stop.cancel();
+    let served = served.await.context("the listener's task failed")?;
+    service.shutdown().await;
+    served.context("serve")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn acquire(data_dir: &Path) -> Result<Instance> {
+    Instance::acquire(data_dir).map_err(|error| match error.kind() {
+        Kind::Conflict => Advice::new(
+            format!("data directory {} is in use", data_dir.display()),
+            "another server holds it: stop that one, or give this one another --data-dir",
+        )
+        .with_source(error)
+        .into(),
+        Kind::Forbidden => Advice::new(
+            format!("data directory {} cannot be used", data_dir.display()),
+            "run as root, or give a --data-dir that you own",
+        )
+        .with_source(error)
+        .into(),
+        _ => anyhow::Error::from(error).context("take the data directory"),
+    })
+}
+
+async fn listen(config: &Config) -> Result<TcpListener> {
+    TcpListener::bind(config.listen).await.map_err(|error| {
+        let message = format!("cannot listen on {}", config.listen);
+        match error.kind() {
+            std::io::ErrorKind::AddrInUse => Advice::new(
+                message,
+                "another program listens there: stop it, or choose another --listen address",
+            )
+            .with_source(error)
+            .into(),
+            _ => anyhow::Error::from(error).context(message),
+        }
+    })
+}
+
+fn gateway_config(config: &Config) -> GatewayConfig {
+    GatewayConfig {
+        api_key: config.api_key.as_ref().map(|key| key.reveal().to_owned()),
+        v1: V1Config {
+            security: config.security,
+            readonly_root: config.readonly_root,
+            exec_timeout_max_ms: config.exec_timeout_max_ms,
+            ..V1Config::default()
+        },
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the banner is for the person who starts the server")]
+fn banner(url: &str, config: &Config, file: Option<&Path>) {
+    let name = "sandhaus".if_supports_color(Stream::Stderr, |text| text.bold()).to_string();
+    eprintln!("{name} {} is ready", env!("CARGO_PKG_VERSION"));
+    eprintln!("  API     {url}/v1");
+    eprintln!("  docs    {url}/openapi.json");
+    eprintln!("  data    {}", config.data_dir.display());
+    if let Some(file) = file {
+        eprintln!("  config  {}", file.display());
+    }
+    if config.api_key.is_none() {
+        print_warning("no API key is set: every program on this host may use the server");
+    }
+}

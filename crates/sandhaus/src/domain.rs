@@ -1,0 +1,154 @@
+//! Putting the domain together: instance, engines, images and service. The only place that knows an engine by name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use sandhaus_engines::namespace::{NamespaceConfig, NamespaceEngine};
+use sandhaus_images::{Catalogue, ImageName};
+use sandhaus_sandbox::{
+    EngineName, Instance, NetworkPolicy, Service, Source,
+    engine::Engine,
+    service::{Defaults, ServiceConfig},
+    store::Store,
+};
+
+use crate::{agent, config::Config};
+
+/// Name of the namespace engine.
+pub(crate) const NAMESPACE: &str = "namespace";
+
+/// How long create and delete wait before they answer with what is.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long ended sandboxes stay in the history.
+const HISTORY_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Name that stands for the default image beside its own: clients of the older tool ask for it.
+const BASE_ALIAS: &str = "base";
+
+/// Folders of a data directory.
+const IMAGES_DIR: &str = "images";
+const RUN_DIR: &str = "run";
+const AGENT_DIR: &str = "agent";
+
+/// The store of an instance.
+const STORE_FILE: &str = "sandhaus.db";
+
+/// This very binary, even after its file was replaced.
+const OWN_EXECUTABLE: &str = "/proc/self/exe";
+
+/// How long sandboxes live that do not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lifetime {
+    /// The configured time to live.
+    Configured,
+    /// As long as their instance.
+    Instance,
+}
+
+/// The catalogue of images that a server and every `run` beside it share.
+pub(crate) fn open_catalogue(config: &Config) -> Result<Catalogue> {
+    Catalogue::open(&config.data_dir.join(IMAGES_DIR)).context("open image catalogue")
+}
+
+/// Where instances of `run` lie.
+pub(crate) fn run_dir(config: &Config) -> PathBuf {
+    config.data_dir.join(RUN_DIR)
+}
+
+/// Opens the service of an instance that this process holds.
+pub(crate) async fn open_service(
+    instance: Instance,
+    config: &Config,
+    catalogue: Catalogue,
+    lifetime: Lifetime,
+) -> Result<Service> {
+    let namespace = open_namespace(&instance, &config.data_dir).await?;
+    let engines: BTreeMap<EngineName, Arc<dyn Engine>> =
+        BTreeMap::from([(EngineName(NAMESPACE.to_owned()), namespace as Arc<dyn Engine>)]);
+    let base = ImageName::parse(BASE_ALIAS).expect("a valid name");
+    let service = ServiceConfig {
+        defaults: Defaults {
+            image: config.default_image.clone(),
+            image_aliases: vec![base],
+            allowed_images: config.allowed_images.clone(),
+            engine: EngineName(NAMESPACE.to_owned()),
+            resources: config.resources,
+            network: NetworkPolicy::None,
+            ttl: match lifetime {
+                Lifetime::Configured => Some(config.session_ttl),
+                Lifetime::Instance => None,
+            },
+        },
+        sandboxes_max: config.sandboxes_max,
+        settle_timeout: SETTLE_TIMEOUT,
+        history_keep: HISTORY_KEEP,
+    };
+    Service::open(instance, service, engines, catalogue).await.context("open the instance")
+}
+
+async fn open_namespace(instance: &Instance, data_dir: &Path) -> Result<Arc<NamespaceEngine>> {
+    let engine = NamespaceEngine::open(NamespaceConfig {
+        data_dir: instance.dir().to_owned(),
+        instance: instance.id().to_owned(),
+        launcher: PathBuf::from(OWN_EXECUTABLE),
+        agent: agent::EXECUTABLE,
+        agent_digest: agent::DIGEST,
+        agent_dir: data_dir.join(AGENT_DIR),
+    })
+    .await
+    .context("start the namespace engine")?;
+    Ok(Arc::new(engine))
+}
+
+/// Digests of the images that sandboxes of an instance need, without opening its service.
+pub(crate) fn needed_images(instance: &Instance) -> Result<BTreeSet<String>> {
+    let path = instance.dir().join(STORE_FILE);
+    if !path.exists() {
+        return Ok(BTreeSet::new());
+    }
+    let rows = Store::open(&path)?.load()?;
+    let digests = rows.into_iter().filter_map(|sandbox| match sandbox.spec.source {
+        Source::Image { digest, .. } => Some(digest),
+        Source::Snapshot(_) => None,
+    });
+    Ok(digests.collect())
+}
+
+/// Ends whatever instances of `run` left behind whose process was killed. What cannot be swept now stays for whoever
+/// starts next.
+pub(crate) async fn sweep_dead_runs(config: &Config) {
+    let dead = match Instance::take_dead(&run_dir(config)) {
+        Ok(dead) => dead,
+        Err(error) => {
+            tracing::warn!(%error, "cannot look for dead instances");
+            return;
+        }
+    };
+    for instance in dead {
+        let dir = instance.dir().to_owned();
+        match sweep(instance, &config.data_dir).await {
+            Ok(()) => tracing::info!(dir = %dir.display(), "swept a dead instance"),
+            Err(error) => tracing::warn!(dir = %dir.display(), error = format!("{error:#}"), "cannot sweep"),
+        }
+    }
+}
+
+async fn sweep(instance: Instance, data_dir: &Path) -> Result<()> {
+    let engine = open_namespace(&instance, data_dir).await?;
+    let mut result = Ok(());
+    for left in engine.survey().await? {
+        if let Err(error) = engine.destroy(&left.id).await {
+            result = Err(error).with_context(|| format!("destroy {}", left.id));
+        }
+    }
+    engine.shutdown().await?;
+    result?;
+    instance.remove()?;
+    Ok(())
+}

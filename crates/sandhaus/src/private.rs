@@ -1,0 +1,67 @@
+//! An instance of this process alone: what `run` uses where no server is.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use sandhaus_sandbox::{Instance, Service, service::ListFilter};
+
+use crate::{
+    config::Config,
+    domain::{self, Lifetime},
+};
+
+/// Bytes of randomness in a directory's name.
+const NAME_BYTES: usize = 8;
+
+/// A private instance. [`Self::close`] removes all of it; if this process is killed before, the next `run` or `serve`
+/// does.
+pub(crate) struct PrivateInstance {
+    service: Service,
+    dir: PathBuf,
+}
+
+impl PrivateInstance {
+    /// Makes one under the data directory, after sweeping dead ones.
+    pub(crate) async fn open(config: &Config) -> Result<Self> {
+        domain::sweep_dead_runs(config).await;
+        let mut name = [0; NAME_BYTES];
+        getrandom::fill(&mut name)?;
+        let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+        let dir = domain::run_dir(config).join(name);
+        let instance = Instance::acquire(&dir).context("make a private instance")?;
+        let service = match Self::open_service(instance, config).await {
+            Ok(service) => service,
+            Err(error) => {
+                remove(&dir)?;
+                return Err(error);
+            }
+        };
+        Ok(Self { service, dir })
+    }
+
+    async fn open_service(instance: Instance, config: &Config) -> Result<Service> {
+        let catalogue = domain::open_catalogue(config)?;
+        domain::open_service(instance, config, catalogue, Lifetime::Instance).await
+    }
+
+    /// Its service.
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Removes every sandbox in it, then all of it.
+    pub(crate) async fn close(self) -> Result<()> {
+        for view in self.service.list(ListFilter::default()).await? {
+            let id = &view.sandbox.id;
+            self.service.delete(id).await.with_context(|| format!("remove sandbox {id}"))?;
+        }
+        self.service.shutdown().await;
+        drop(self.service);
+        remove(&self.dir)
+    }
+}
+
+/// Removes the directory of an instance that this process has let go of.
+fn remove(dir: &std::path::Path) -> Result<()> {
+    Instance::acquire(dir).and_then(Instance::remove).context("remove the private instance")
+}
