@@ -35,6 +35,8 @@ pub struct V1Config {
     pub security: sandhaus_sandbox::SecurityProfile,
     /// Read-only root.
     pub readonly_root: bool,
+    /// Shell of `/v1` sandboxes.
+    pub shell: sandhaus_protocol::boot::ShellPreference,
     /// Longest a command may run, in milliseconds; also what `timeout_ms: 0` means.
     pub exec_timeout_max_ms: u64,
     /// Bytes of output kept of one blocking command.
@@ -48,6 +50,7 @@ impl Default for V1Config {
         Self {
             security: sandhaus_sandbox::SecurityProfile::Strict,
             readonly_root: true,
+            shell: sandhaus_protocol::boot::ShellPreference::default(),
             exec_timeout_max_ms: 120_000,
             output_bytes_max: 5 << 20,
             upload_bytes_max: 10 << 20,

@@ -26,7 +26,7 @@ use super::{
     clean::{Collector, Terminal},
     json,
     json::Json,
-    sessions::machine_error,
+    sessions::session_error,
     wire::go_duration,
 };
 use crate::{
@@ -171,7 +171,7 @@ impl Running {
     pub(super) async fn start(edge: Arc<Edge>, id: SandboxId, command: &Command) -> ApiResult<Self> {
         let toolbox = match edge.service.toolbox(&id).await {
             Ok(toolbox) => toolbox,
-            Err(error) => return Err(machine_error(&edge, &id, error).await),
+            Err(error) => return Err(session_error(&edge, &id, error).await),
         };
         // The count before may be read while the command starts: nothing uses up its memory that fast.
         let (events, stats, touched) = tokio::join!(
@@ -189,7 +189,7 @@ impl Running {
     pub(super) async fn resume(edge: Arc<Edge>, id: SandboxId, exec_id: u64, offset: u64) -> ApiResult<Self> {
         let toolbox = match edge.service.toolbox(&id).await {
             Ok(toolbox) => toolbox,
-            Err(error) => return Err(machine_error(&edge, &id, error).await),
+            Err(error) => return Err(session_error(&edge, &id, error).await),
         };
         let events = toolbox
             .shell_resume(DEFAULT, exec_id, offset)
@@ -256,7 +256,7 @@ impl Running {
         let (Kind::Unavailable, Some(exec_id), true) =
             (error.kind(), self.exec_id, self.resumes < RESUMES_MAX)
         else {
-            return Err(machine_error(&self.edge, &self.id, error).await);
+            return Err(session_error(&self.edge, &self.id, error).await);
         };
         self.resumes += 1;
         // Put back first: a wait that is dropped here goes on with the repair next time.
@@ -271,7 +271,7 @@ impl Running {
                 self.broken = None;
                 Ok(())
             }
-            Err(error) => Err(machine_error(&self.edge, &self.id, error).await),
+            Err(error) => Err(session_error(&self.edge, &self.id, error).await),
         }
     }
 

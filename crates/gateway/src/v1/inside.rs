@@ -15,7 +15,7 @@ use sandhaus_sandbox::{
 };
 use serde::Deserialize;
 
-use super::{sessions::machine_error, wire::WORKSPACE};
+use super::{sessions::session_error, wire::WORKSPACE};
 use crate::{
     edge::Edge,
     error::{ApiError, ApiResult, Subject},
@@ -39,7 +39,7 @@ impl Inside {
     pub(super) async fn enter(edge: Arc<Edge>, id: SandboxId) -> ApiResult<Self> {
         let toolbox = match edge.service.toolbox(&id).await {
             Ok(toolbox) => toolbox,
-            Err(error) => return Err(machine_error(&edge, &id, error).await),
+            Err(error) => return Err(session_error(&edge, &id, error).await),
         };
         if let Err(error) = edge.service.touch(&id).await {
             tracing::debug!(sandbox = %id, error = %error, "use of a session was not noted");
@@ -62,7 +62,7 @@ impl Inside {
         match self.toolbox.send(request).await {
             Ok(response) if response.status().is_success() => Ok(response),
             Ok(response) => Err(refusal(response).await),
-            Err(error) => Err(machine_error(&self.edge, &self.id, error).await),
+            Err(error) => Err(session_error(&self.edge, &self.id, error).await),
         }
     }
 

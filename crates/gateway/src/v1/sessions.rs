@@ -10,11 +10,12 @@ use axum::{
     extract::State,
     http::{HeaderName, HeaderValue, Response, StatusCode, Uri},
 };
+use jiff::Timestamp;
 use sandhaus_client::wire::{
     CreateSession, ErrorBody, Okay, SessionInfo, Stats, TTL_SECONDS_MAX, WorkspaceList,
 };
 use sandhaus_sandbox::{
-    EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase, Resources, SandboxId,
+    EndReason, EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase, Resources, SandboxId,
     SandboxView, SecurityProfile,
     service::{CreateSandbox, ListFilter},
 };
@@ -62,7 +63,15 @@ pub(super) async fn create(
 ) -> ApiResult<Response<Body>> {
     let started = Instant::now();
     let wanted = wanted(&edge, request)?;
-    let view = edge.service.create(wanted).await.map_err(|error| ApiError::of(Subject::NewSession, error))?;
+    let image = wanted.image.clone();
+    let view = edge.service.create(wanted).await.map_err(|error| match (error.kind(), image) {
+        (Kind::NotFound, Some(image)) => {
+            let message =
+                format!("image not found: {image}; add it with: sandhaus image import {image} TARBALL");
+            ApiError::new(Kind::NotFound, Subject::NewSession, message)
+        }
+        _ => ApiError::of(Subject::NewSession, error),
+    })?;
     edge.metrics.created(started.elapsed());
     let info = SessionInfo { acquire_source: Some("cold".to_owned()), ..session_info(&view) };
     Ok(json(StatusCode::CREATED, &info))
@@ -118,7 +127,7 @@ fn wanted(edge: &Edge, request: CreateSession) -> ApiResult<CreateSandbox> {
         entrypoint: request.entrypoint,
         ttl,
         labels: request.labels,
-        shell: sandhaus_protocol::boot::ShellPreference::default(),
+        shell: edge.v1.shell,
         warm_shell: request.warm_shell.unwrap_or(true),
     })
 }
@@ -244,7 +253,10 @@ pub(super) async fn get(
     State(edge): State<Arc<Edge>>,
     SessionPath(id): SessionPath,
 ) -> ApiResult<Response<Body>> {
-    let view = edge.service.get(&id).await.map_err(|error| ApiError::of(Subject::Session, error))?;
+    let view = match edge.service.get(&id).await {
+        Ok(view) => view,
+        Err(error) => return Err(session_error(&edge, &id, error).await),
+    };
     let mut info = session_info(&view);
     if view.ended.is_none() && view.status.phase == Phase::Running {
         // Where the shell stands is known to the shell alone. If it cannot say, the start directory is the answer.
@@ -267,8 +279,10 @@ pub(super) async fn delete(
     State(edge): State<Arc<Edge>>,
     SessionPath(id): SessionPath,
 ) -> ApiResult<Response<Body>> {
-    edge.service.delete(&id).await.map_err(|error| ApiError::of(Subject::Session, error))?;
-    Ok(json(StatusCode::OK, &Okay { ok: true }))
+    match edge.service.delete(&id).await {
+        Ok(()) => Ok(json(StatusCode::OK, &Okay { ok: true })),
+        Err(error) => Err(session_error(&edge, &id, error).await),
+    }
 }
 
 /// Use of resources.
@@ -283,7 +297,7 @@ pub(super) async fn stats(
 ) -> ApiResult<Response<Body>> {
     let stats = match edge.service.stats(&id).await {
         Ok(stats) => stats,
-        Err(error) => return Err(machine_error(&edge, &id, error).await),
+        Err(error) => return Err(session_error(&edge, &id, error).await),
     };
     let stats = Stats {
         memory_bytes: stats.memory_bytes,
@@ -351,19 +365,33 @@ pub(super) async fn workspaces() -> Response<Body> {
     json(StatusCode::OK, &WorkspaceList { workspaces: Vec::new() })
 }
 
-/// An error of reaching into a session, in the words that the clients expect: if it does not run, what it does.
-pub(super) async fn machine_error(edge: &Edge, id: &SandboxId, error: Error) -> ApiError {
-    if error.kind() == Kind::Conflict
-        && let Ok(view) = edge.service.get(id).await
-    {
-        return not_running(&view);
+/// An error about a session in the words that the clients expect: if it does not run, what it does.
+pub(super) async fn session_error(edge: &Edge, id: &SandboxId, error: Error) -> ApiError {
+    let about = |kind, message| ApiError::new(kind, Subject::Machine, message);
+    match error.kind() {
+        Kind::NotFound => about(Kind::NotFound, format!("session not found: {id}")),
+        Kind::Conflict | Kind::Gone => match edge.service.get(id).await {
+            // One that is past its time may still be on its way out.
+            Ok(view) if error.kind() == Kind::Gone && !was_deleted(&view) => {
+                about(Kind::Gone, format!("session expired: {id}"))
+            }
+            Ok(view) => {
+                about(Kind::Conflict, format!("session not running: {id} (status={})", status(&view)))
+            }
+            Err(_) => ApiError::of(Subject::Machine, error),
+        },
+        _ => ApiError::of(Subject::Machine, error),
     }
-    ApiError::of(Subject::Machine, error)
 }
 
-fn not_running(view: &SandboxView) -> ApiError {
-    let message = format!("session not running: {} (status={})", view.sandbox.id, status(view));
-    ApiError::new(Kind::Conflict, Subject::Machine, message)
+fn was_deleted(view: &SandboxView) -> bool {
+    match view.ended {
+        Some(ended) => ended.reason == EndReason::Deleted,
+        None => {
+            let now_ms = Timestamp::now().as_millisecond();
+            view.sandbox.deadlines.expires_at_ms.is_none_or(|expires_at_ms| expires_at_ms > now_ms)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use sandhaus_client::wire::ErrorBody;
 use sandhaus_sandbox::toolbox::Toolbox;
 
-use super::{SessionPath, sessions::machine_error};
+use super::{SessionPath, sessions::session_error};
 use crate::{
     body::forward,
     edge::{Edge, REQUEST_ID},
@@ -55,7 +55,7 @@ pub(super) async fn proxy(
 ) -> ApiResult<Response<Body>> {
     let toolbox: Toolbox = match edge.service.toolbox(&id).await {
         Ok(toolbox) => toolbox,
-        Err(error) => return Err(machine_error(&edge, &id, error).await),
+        Err(error) => return Err(session_error(&edge, &id, error).await),
     };
     if let Err(error) = edge.service.touch(&id).await {
         tracing::debug!(sandbox = %id, error = %error, "use of a session was not noted");
@@ -78,7 +78,7 @@ pub(super) async fn proxy(
     }
     let mut answer = match toolbox.send(inner).await {
         Ok(answer) => answer,
-        Err(error) => return Err(machine_error(&edge, &id, error).await),
+        Err(error) => return Err(session_error(&edge, &id, error).await),
     };
     let switched = (answer.status() == StatusCode::SWITCHING_PROTOCOLS)
         .then(|| upgrade_name(answer.headers()))
