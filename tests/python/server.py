@@ -95,12 +95,18 @@ class Server:
                     trouble.append(f"delete {session}: {answer.status} {answer.body!r}")
         finally:
             self.process.send_signal(signal.SIGTERM)
-            try:
-                status = self.process.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                status = "killed: it did not stop"
-            self.reader.join(PATIENCE_SECONDS)
+        return trouble + self.trouble()
+
+    def trouble(self):
+        """Waits until a server that was told to end has ended; what was left or odd."""
+        trouble = []
+        try:
+            status = self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = "killed: it did not stop"
+        self.reader.join(PATIENCE_SECONDS)
+        self.process.stderr.close()
         if status != 0:
             trouble.append(f"the server ended with {status}")
         trouble += [f"log: {line.rstrip()}" for line in self.log if re.search(r"\b(WARN|ERROR|panicked)\b", line)]
