@@ -73,6 +73,7 @@ pub struct Toolbox {
 struct Inner {
     connect: Arc<dyn Connect>,
     path_prefix: String,
+    host: HeaderValue,
     authorization: Option<HeaderValue>,
     /// Connections in use whose answer is still streaming are here too: they are not ready until it has ended.
     connections: Mutex<Vec<Connection>>,
@@ -90,6 +91,8 @@ struct Connection {
 pub struct Base {
     /// Put before every path (`/v1/sessions/ID/toolbox` behind a server, empty towards the agent itself).
     pub path_prefix: String,
+    /// Value of the Host header; an agent itself needs none, a server checks it.
+    pub host: Option<String>,
     /// Value of the Authorization header, if any.
     pub authorization: Option<String>,
 }
@@ -99,6 +102,7 @@ impl std::fmt::Debug for Base {
         let authorization = self.authorization.as_ref().map(|_| "…");
         f.debug_struct("Base")
             .field("path_prefix", &self.path_prefix)
+            .field("host", &self.host)
             .field("authorization", &authorization)
             .finish()
     }
@@ -199,9 +203,11 @@ impl Toolbox {
             value.set_sensitive(true);
             Some(value)
         });
+        let host = base.host.and_then(|host| HeaderValue::try_from(host).ok());
         let inner = Inner {
             connect,
             path_prefix: base.path_prefix,
+            host: host.unwrap_or(HeaderValue::from_static("sandbox")),
             authorization,
             connections: Mutex::new(Vec::new()),
             keeping: AtomicBool::new(true),
@@ -369,7 +375,7 @@ impl Toolbox {
             *request.uri_mut() = uri;
         }
         let headers = request.headers_mut();
-        headers.entry(HOST).or_insert(HeaderValue::from_static("sandbox"));
+        headers.entry(HOST).or_insert_with(|| self.inner.host.clone());
         if let Some(authorization) = &self.inner.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
