@@ -64,6 +64,7 @@ impl Server {
         let endpoint = self.client.endpoint().clone();
         let base = Base {
             path_prefix: format!("{}/v1/sessions/{sandbox}/toolbox", endpoint.path()),
+            host: Some(endpoint.authority()),
             authorization: self.authorization.clone(),
         };
         Toolbox::new(Arc::new(Dial(endpoint)), base)

@@ -21,6 +21,11 @@ pub(crate) fn no_body() -> Body {
     Empty::new().map_err(|never| match never {}).boxed()
 }
 
+/// Uses the sandbox, and nothing more: a server counts every call as a use.
+pub(crate) async fn touch(toolbox: &Toolbox) -> Result<()> {
+    whole(get(toolbox, "/version").await?).await.map(drop)
+}
+
 /// Asks the agent; an answer that is not a success is an error.
 pub(crate) async fn get(toolbox: &Toolbox, path_and_query: &str) -> Result<Incoming> {
     call(toolbox, Method::GET, path_and_query, no_body()).await

@@ -146,7 +146,7 @@ async fn keep_alive(server: Server, sandbox: String) {
     let toolbox = server.toolbox(&sandbox);
     loop {
         tokio::time::sleep(KEEPALIVE_PERIOD).await;
-        if let Err(error) = toolbox.shell_info(sandhaus_protocol::shell::DEFAULT).await {
+        if let Err(error) = crate::toolbox::touch(&toolbox).await {
             tracing::debug!(%error, "sandbox was not kept alive");
         }
     }

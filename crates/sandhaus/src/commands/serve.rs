@@ -95,6 +95,7 @@ fn gateway_config(config: &Config) -> GatewayConfig {
         v1: V1Config {
             security: config.security,
             readonly_root: config.readonly_root,
+            shell: config.shell,
             exec_timeout_max_ms: config.exec_timeout_max_ms,
             ..V1Config::default()
         },
