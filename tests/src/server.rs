@@ -39,6 +39,13 @@ impl DataDir {
         Self { folder }
     }
 
+    /// An empty one in a folder of the caller's.
+    pub fn in_folder(parent: &Path) -> Self {
+        let folder =
+            tempfile::Builder::new().prefix("data-").tempdir_in(parent).expect("make a data directory");
+        Self { folder }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         self.folder.path()

@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("sandhaus-tests", &["sandhaus-client", "sandhaus-protocol"]),
-    ("sandhaus-bench", &["sandhaus-tests"]),
+    ("sandhaus-bench", &["sandhaus-client", "sandhaus-tests"]),
     ("xtask", &[]),
 ];
 

@@ -99,8 +99,7 @@ fn bench(arguments: &[String]) -> anyhow::Result<()> {
     }
     let release = target_dir().join("release");
     let measured = Command::new(release.join("sandhaus-bench"))
-        .arg("--sandhaus")
-        .arg(release.join("sandhaus"))
+        .env("SANDHAUS_BIN", release.join("sandhaus"))
         .arg("--report")
         .arg(target_dir().join("bench"))
         .args(arguments)
