@@ -13,6 +13,7 @@ use axum::{
     extract::State,
     http::{Response, StatusCode},
 };
+use futures::future::BoxFuture;
 use sandhaus_client::wire::{CMD_BYTES_MAX, ErrorBody, ExecRequest, ExecResult, TIMEOUT_MS_MAX};
 use sandhaus_protocol::shell::{DEFAULT, ShellExec, ShellExit, ShellStarted};
 use sandhaus_sandbox::{
@@ -37,8 +38,9 @@ use crate::{
 /// How often in a row a lost stream of output is taken up again without anything new on it.
 const RESUMES_MAX: u32 = 5;
 
-/// A command that succeeded within this time was not struck by the memory limit: nobody looks.
-const OOM_UNLIKELY: Duration = Duration::from_millis(10);
+/// A command that has ended by then was not struck by the memory limit: nobody looks, so that short commands cost no
+/// reading of counters. Filling any sensible limit takes longer.
+const OOM_UNLIKELY: Duration = Duration::from_millis(1);
 
 /// Runs a command and answers when it has ended. A client that hangs up leaves the command running.
 #[utoipa::path(post, path = "/v1/sessions/{id}/exec", tag = "exec", params(("id" = String, Path)), request_body = ExecRequest, responses(
@@ -78,7 +80,7 @@ async fn run(edge: &Arc<Edge>, id: &SandboxId, command: &Command) -> ApiResult<E
             Output::Exit(exit) => break exit,
         }
     };
-    let oom = running.finish(&exit).await;
+    let oom = running.finish().await;
     let (output, truncated) = collector.finish();
     if exit.timed_out {
         let details = json!({
@@ -163,6 +165,8 @@ pub(super) struct Running {
     offset: u64,
     broken: Option<Error>,
     resumes: u32,
+    /// Reads the count before the memory limit can have struck, once the command has run for a moment.
+    counting: Option<BoxFuture<'static, Option<u64>>>,
     oom_kills_before: Option<u64>,
 }
 
@@ -173,16 +177,16 @@ impl Running {
             Ok(toolbox) => toolbox,
             Err(error) => return Err(session_error(&edge, &id, error).await),
         };
-        // The count before may be read while the command starts: nothing uses up its memory that fast.
-        let (events, stats, touched) = tokio::join!(
-            toolbox.shell_exec(DEFAULT, &command.exec),
-            edge.service.stats(&id),
-            edge.service.touch(&id)
-        );
-        log_missed_touch(&id, touched);
-        let events = events.map_err(|error| ApiError::of(Subject::Machine, error))?;
-        let oom_kills_before = stats.ok().map(|stats| stats.oom_kills);
-        Ok(Self::following(edge, id, events, oom_kills_before))
+        note_use(&edge, &id).await;
+        let events = toolbox.shell_exec(DEFAULT, &command.exec).await;
+        let events = events.map_err(|error| ApiError::of(Subject::Command, error))?;
+        let (service, counted) = (edge.service.clone(), id.clone());
+        let mut running = Self::following(edge, id, events);
+        running.counting = Some(Box::pin(async move {
+            tokio::time::sleep(OOM_UNLIKELY).await;
+            service.stats(&counted).await.ok().map(|stats| stats.oom_kills)
+        }));
+        Ok(running)
     }
 
     /// Takes up the stream of a command that runs already, or ran lately, from `offset`.
@@ -195,19 +199,24 @@ impl Running {
             .shell_resume(DEFAULT, exec_id, offset)
             .await
             .map_err(|error| ApiError::of(Subject::Command, error))?;
-        let mut running = Self::following(edge, id, events, None);
+        let mut running = Self::following(edge, id, events);
         running.exec_id = Some(exec_id);
         running.offset = offset;
         Ok(running)
     }
 
-    fn following(
-        edge: Arc<Edge>,
-        id: SandboxId,
-        events: Events<ShellStarted, ShellExit>,
-        oom_kills_before: Option<u64>,
-    ) -> Self {
-        Self { edge, id, events, exec_id: None, offset: 0, broken: None, resumes: 0, oom_kills_before }
+    fn following(edge: Arc<Edge>, id: SandboxId, events: Events<ShellStarted, ShellExit>) -> Self {
+        Self {
+            edge,
+            id,
+            events,
+            exec_id: None,
+            offset: 0,
+            broken: None,
+            resumes: 0,
+            counting: None,
+            oom_kills_before: None,
+        }
     }
 
     /// Names the command in its shell, once it has started.
@@ -221,7 +230,7 @@ impl Running {
             if let Some(error) = self.broken.take() {
                 self.repair(error).await?;
             }
-            let event = match self.events.next().await {
+            let event = match self.next_event().await {
                 Ok(Some(event)) => event,
                 Ok(None) => {
                     return Err(ApiError::new(
@@ -252,6 +261,19 @@ impl Running {
         }
     }
 
+    async fn next_event(&mut self) -> sandhaus_sandbox::Result<Option<Event<ShellStarted, ShellExit>>> {
+        if let Some(counting) = &mut self.counting {
+            // Cancel-safe: the events are so by themselves, and the counting stays where it is.
+            tokio::select! {
+                biased;
+                event = self.events.next() => return event,
+                count = counting => self.oom_kills_before = count,
+            }
+            self.counting = None;
+        }
+        self.events.next().await
+    }
+
     async fn repair(&mut self, error: Error) -> ApiResult<()> {
         let (Kind::Unavailable, Some(exec_id), true) =
             (error.kind(), self.exec_id, self.resumes < RESUMES_MAX)
@@ -276,22 +298,17 @@ impl Running {
     }
 
     /// Marks the use of the session at the command's end, and tells whether the memory limit struck meanwhile.
-    pub(super) async fn finish(&self, exit: &ShellExit) -> bool {
-        log_missed_touch(&self.id, self.edge.service.touch(&self.id).await);
-        let quick = Duration::from_millis(exit.duration_ms) < OOM_UNLIKELY;
-        match self.oom_kills_before {
-            Some(before) if exit.exit_code != 0 || !quick => {
-                let after = self.edge.service.stats(&self.id).await;
-                after.is_ok_and(|stats| stats.oom_kills > before)
-            }
-            _ => false,
-        }
+    pub(super) async fn finish(self) -> bool {
+        let Self { edge, id, oom_kills_before, .. } = self;
+        note_use(&edge, &id).await;
+        let Some(before) = oom_kills_before else { return false };
+        edge.service.stats(&id).await.is_ok_and(|stats| stats.oom_kills > before)
     }
 }
 
-/// A session may end while it is used; whoever uses it learns that from the use itself.
-fn log_missed_touch(id: &SandboxId, touched: Result<(), Error>) {
-    if let Err(error) = touched {
+/// Moves the session's deadline. A session may end while it is used; whoever uses it learns that from the use itself.
+pub(super) async fn note_use(edge: &Edge, id: &SandboxId) {
+    if let Err(error) = edge.service.touch(id).await {
         tracing::debug!(sandbox = %id, error = %error, "use of a session was not noted");
     }
 }

@@ -15,7 +15,7 @@ use sandhaus_sandbox::{
 };
 use serde::Deserialize;
 
-use super::{sessions::session_error, wire::WORKSPACE};
+use super::{exec::note_use, sessions::session_error, wire::WORKSPACE};
 use crate::{
     edge::Edge,
     error::{ApiError, ApiResult, Subject},
@@ -41,9 +41,7 @@ impl Inside {
             Ok(toolbox) => toolbox,
             Err(error) => return Err(session_error(&edge, &id, error).await),
         };
-        if let Err(error) = edge.service.touch(&id).await {
-            tracing::debug!(sandbox = %id, error = %error, "use of a session was not noted");
-        }
+        note_use(&edge, &id).await;
         Ok(Self { edge, id, toolbox })
     }
 

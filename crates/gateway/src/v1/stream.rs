@@ -194,13 +194,13 @@ impl Events {
 
     async fn end(&mut self, exit: ShellExit) {
         let Some((running, mut cleaner)) = self.running.take() else { return };
-        let oom = running.finish(&exit).await;
+        let exec_id = running.exec_id().unwrap_or_default();
+        let oom = running.finish().await;
         let mut rest = String::new();
         cleaner.finish(&mut rest);
         if !rest.is_empty() {
             let mut text = Vec::new();
             escape(&rest, &mut text);
-            let exec_id = running.exec_id().unwrap_or_default();
             self.pending.push_back(chunk(exec_id, cleaner.resume_offset(), &text));
         }
         if exit.timed_out {

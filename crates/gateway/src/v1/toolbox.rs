@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use sandhaus_client::wire::ErrorBody;
 use sandhaus_sandbox::toolbox::Toolbox;
 
-use super::{SessionPath, sessions::session_error};
+use super::{SessionPath, exec::note_use, sessions::session_error};
 use crate::{
     body::forward,
     edge::{Edge, REQUEST_ID},
@@ -57,9 +57,7 @@ pub(super) async fn proxy(
         Ok(toolbox) => toolbox,
         Err(error) => return Err(session_error(&edge, &id, error).await),
     };
-    if let Err(error) = edge.service.touch(&id).await {
-        tracing::debug!(sandbox = %id, error = %error, "use of a session was not noted");
-    }
+    note_use(&edge, &id).await;
     let uri = inner_uri(request.uri())?;
     let wanted = upgrade_name(request.headers());
     let near = wanted.is_some().then(|| hyper::upgrade::on(&mut request));
