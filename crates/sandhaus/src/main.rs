@@ -37,6 +37,9 @@ use config::{Config, Loaded};
 /// Internal first argument: prints every point at which a test may let this binary die.
 const FAULT_POINTS_ARGUMENT: &str = "__fault-points";
 
+/// Internal first argument: prints the OpenAPI document of the HTTP edge.
+const OPENAPI_ARGUMENT: &str = "__openapi";
+
 /// Status of `run` and `exec` when it is sandhaus that failed, not the command.
 const STATUS_OWN_FAILURE: u8 = 125;
 
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         }
         Some(kvm::PROBE_ARGUMENT) => return kvm::probe_main(),
         Some(FAULT_POINTS_ARGUMENT) => return fault_points(),
+        Some(OPENAPI_ARGUMENT) => return openapi(),
         _ => {}
     }
     let cli = Cli::parse();
@@ -77,6 +81,14 @@ fn fault_points() -> ExitCode {
     points.extend(sandhaus_sandbox::plan::fault_points());
     let text: String = points.iter().map(|point| format!("{point}\n")).collect();
     match output::print(&text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Prints the description of the HTTP API, for the committed copy in docs/.
+fn openapi() -> ExitCode {
+    match output::print(&sandhaus_gateway::openapi()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
