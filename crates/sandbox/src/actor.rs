@@ -181,8 +181,9 @@ impl Actor {
         if !stands {
             self.seen.asked = Some(goal);
             self.ask = Ask::Wish;
-            // A new wish does not wait for the pause after a failure of the former one.
+            // A new wish neither waits for the pause after a failure of the former one nor is it to blame for it.
             self.pause_until = None;
+            self.trouble = None;
         }
     }
 

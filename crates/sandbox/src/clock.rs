@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{error::Error, service::Shared};
 
-/// How long ended sandboxes may wait to be swept out of the history.
+/// How long ended sandboxes may wait to be swept out of the history, and images without a name to be removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 
 /// Longest sleep of the clock; a step of the wall clock is noticed within it.
@@ -65,7 +65,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             prune_at += PRUNE_EVERY;
             let keep_ms = i64::try_from(shared.config.history_keep.as_millis()).unwrap_or(i64::MAX);
             if let Err(error) = shared.store.prune(now_ms.saturating_sub(keep_ms)).await {
-                warn_prune(&error);
+                warn("cannot bound the history", &error);
+            }
+            if let Err(error) = shared.collect_images().await {
+                warn("cannot remove images that nobody needs", &error);
             }
         }
         // All three are cancel-safe: a sleep, a notification that keeps its permit, a token.
@@ -77,6 +80,6 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-fn warn_prune(error: &Error) {
-    tracing::warn!(%error, "cannot bound the history");
+fn warn(what: &str, error: &Error) {
+    tracing::warn!(%error, source = ?std::error::Error::source(error), "{what}");
 }

@@ -155,6 +155,18 @@ impl Shared {
         self.sandboxes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Removes what images have left behind: a name that moved, content that was in use when its name went.
+    pub(crate) async fn collect_images(self: &Arc<Self>) -> Result<()> {
+        let shared = self.clone();
+        self.images
+            .blocking(move |catalogue| catalogue.collect(&|digest: &str| shared.uses_image(digest)))
+            .await
+    }
+
+    fn uses_image(&self, digest: &str) -> bool {
+        self.sandboxes().values().any(|handle| handle.uses_image(digest))
+    }
+
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(task);
     }
@@ -365,14 +377,9 @@ impl Service {
     /// Removes an image name; refused while a sandbox needs the content and no other name holds it.
     pub async fn remove_image(&self, name: ImageName) -> Result<()> {
         let shared = self.shared.clone();
-        let removed = self
-            .shared
-            .images
-            .blocking(move |catalogue| {
-                let in_use = |digest: &str| shared.handles().iter().any(|handle| handle.uses_image(digest));
-                catalogue.remove(&name, &in_use)
-            })
-            .await;
+        let remove =
+            move |catalogue: &Catalogue| catalogue.remove(&name, &|digest: &str| shared.uses_image(digest));
+        let removed = self.shared.images.blocking(remove).await;
         self.shared.images.changed();
         removed
     }

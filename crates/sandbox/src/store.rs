@@ -272,6 +272,8 @@ impl Store {
 
     async fn write(&self, write: Write, durability: Durability) -> Result<()> {
         let (reply, answer) = oneshot::channel();
+        #[cfg(test)]
+        let _still = tests::hold_paused_time();
         self.send(Command { write, durability, reply: Some(reply) });
         answer.await.unwrap_or_else(|_| Err(Error::new(Kind::Unavailable, "the store is closed")))
     }
