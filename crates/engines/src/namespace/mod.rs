@@ -1,8 +1,50 @@
-//! The namespace engine.
+//! The namespace engine: Linux sandboxes made of namespaces, cgroups, overlayfs and seccomp.
+//!
+//! ```text
+//!  server process                         launcher process            a machine
+//!  ┌──────────────────────────┐ requests  ┌──────────────────┐ clone3 ┌───────────────────────┐
+//!  │ engine: disks, cgroups,  │──────────▶│ one thread, own  │───────▶│ child → pid 1: agent  │
+//!  │ sockets, ends, limits    │◀──────────│ mount namespace  │◀───────│ own namespaces        │
+//!  └──────────────────────────┘  pidfds   └──────────────────┘  steps └───────────────────────┘
+//!        │ dial: machines/<id>.<generation>/agent.sock                        ▲
+//!        └────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Invariants:
+//! - Everything in the kernel that belongs to a machine is found from its cgroup or goes with its last process;
+//!   everything on disk lies under `machines/` or `disks/` of the instance's data directory.
+//! - Machines outlive the server and the launcher. No process id is ever written down.
+//! - The host never resolves a path inside a sandbox, and a child never resolves a path of the host.
+//! - Outside, a sandbox's users are an unprivileged range of its own, freed only with its disk.
+
+mod admission;
+mod cgroup;
+mod cgroup_probe;
+mod check;
+mod child;
+mod confinement;
+mod dial;
+mod disk;
+mod engine;
+mod image_file;
+mod layer_copy;
+mod launcher;
+mod launcher_client;
+mod loop_device;
+mod machine;
+mod mounting;
+mod place;
+mod removal;
+mod seccomp;
+mod steps;
+mod sys;
+mod wire;
 
 use std::path::PathBuf;
 
-use sandhaus_sandbox::engine::EngineResult;
+pub use check::{CheckLevel, HostCheck, check_host};
+pub use engine::NamespaceEngine;
+pub use launcher::launcher_main;
 
 /// First command line argument with which the binary re-executes itself as the launcher, before any thread exists.
 pub const LAUNCHER_ARGUMENT: &str = "__launcher";
@@ -25,55 +67,7 @@ pub struct NamespaceConfig {
     pub agent_dir: PathBuf,
 }
 
-/// Runs sandboxes of namespaces.
-#[derive(Debug)]
-pub struct NamespaceEngine {}
-
-/// A fact about this host that the engine depends on, for `doctor`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostCheck {
-    /// What was looked at.
-    pub name: &'static str,
-    /// How it stands.
-    pub level: CheckLevel,
-    /// What was found.
-    pub found: String,
-    /// What to do about it, unless it is well.
-    pub remedy: Option<String>,
-}
-
-/// How a checked thing stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckLevel {
-    /// As it should be.
-    Ok,
-    /// Works with a restriction.
-    Warn,
-    /// Sandboxes cannot run.
-    Fail,
-}
-
-impl NamespaceEngine {
-    /// Starts the launcher. The instance's lock must be held by this process.
-    pub async fn open(config: NamespaceConfig) -> EngineResult<Self> {
-        let _ = config;
-        todo!()
-    }
-}
-
-/// Looks at the host by trying, not by guessing from versions: kernel, cgroups, overlay tier, user namespaces, seccomp,
-/// disk limit. Needs no instance; makes and removes its own probes under `scratch`.
-pub fn check_host(scratch: &std::path::Path) -> Vec<HostCheck> {
-    let _ = scratch;
-    todo!()
-}
-
-/// The launcher's life, entered from `main` before any thread exists.
-pub fn launcher_main() -> std::process::ExitCode {
-    todo!()
-}
-
 /// Names of all points at which [`sandhaus_sandbox::fault::hit`] is called by this engine and its launcher.
 pub fn fault_points() -> Vec<String> {
-    todo!()
+    steps::fault_points()
 }

@@ -1,0 +1,79 @@
+//! What a machine may do and see, as tables: capabilities, masked and read-only paths, sizes.
+
+use rustix::thread::CapabilitySet;
+use sandhaus_sandbox::types::SecurityProfile;
+
+/// Hidden below `/proc` and `/sys`: what anybody could read or write there that is the host's business alone. Files that
+/// only the host's root may open, and the mount points of other kernel file systems (empty in a fresh `/sys`), need no
+/// hiding. What a host does not have is left out when the launcher starts.
+pub(super) const MASKED: &[&str] = &[
+    "proc/acpi",
+    "proc/asound",
+    "proc/interrupts",
+    "proc/kcore",
+    "proc/keys",
+    "proc/latency_stats",
+    "proc/sched_debug",
+    "proc/scsi",
+    "proc/sysrq-trigger",
+    "proc/timer_list",
+    "proc/timer_stats",
+    "sys/devices/virtual/powercap",
+    "sys/firmware",
+];
+
+/// Read-only below `/proc`; all of `/sys` is.
+pub(super) const READ_ONLY: &[&str] = &["proc/bus", "proc/fs", "proc/irq", "proc/sys"];
+
+/// Bytes that the writable places of a read-only root (`/tmp`, `/run`, the homes, `/dev/shm`) hold together. They
+/// count against the memory limit as well.
+pub(super) const SCRATCH_BYTES: u64 = 512 * 1024 * 1024;
+
+/// Files in them.
+pub(super) const SCRATCH_INODES: u64 = 256 * 1024;
+
+/// Bytes of `/dev/shm` under a writable root.
+pub(super) const SHARED_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Soft limit of open files, where the host's hard limit allows it.
+pub(super) const OPEN_FILES_MAX: u64 = 1 << 20;
+
+/// Group of terminals, by the custom of all distributions.
+pub(super) const TTY_GROUP: u32 = 5;
+
+/// The highest capability this build knows by name (CAP_CHECKPOINT_RESTORE). What a newer kernel has beyond it is
+/// dropped by number.
+pub(super) const CAPABILITY_MAX: u32 = 63;
+
+/// The most that any process of a machine can have, within its own user namespace only. `strict`: what the agent
+/// needs to become the workload and to serve its files; the workload itself has none. `container`: what container
+/// engines usually give, without making device nodes, and never CAP_SYS_PTRACE or CAP_SYS_ADMIN.
+pub(super) fn bounding_set(security: SecurityProfile) -> CapabilitySet {
+    let agent = CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::KILL
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETUID
+        | CapabilitySet::SETPCAP;
+    match security {
+        SecurityProfile::Strict => agent,
+        SecurityProfile::Container => {
+            agent
+                | CapabilitySet::SETFCAP
+                | CapabilitySet::SYS_CHROOT
+                | CapabilitySet::NET_BIND_SERVICE
+                | CapabilitySet::NET_RAW
+                | CapabilitySet::AUDIT_WRITE
+        }
+    }
+}
+
+/// User and group of the workload inside.
+pub(super) fn workload_id(security: SecurityProfile) -> u32 {
+    match security {
+        SecurityProfile::Strict => sandhaus_sandbox::types::WORKLOAD_ID,
+        SecurityProfile::Container => 0,
+    }
+}
