@@ -189,10 +189,12 @@ impl Catalogue {
         if !store::exists(&place)? {
             store::publish(&whole, &place)?;
         }
-        self.write_name(name, &summary.digest, &lock)?;
+        // Read before others may remove it again.
+        let image = self.image(name.clone(), summary.digest)?;
+        self.write_name(name, &image.digest, &lock)?;
         drop(lock);
-        tracing::info!(%name, digest = summary.digest, files = summary.entries, "image imported");
-        self.image(name.clone(), summary.digest)
+        tracing::info!(%name, digest = image.digest, files = summary.entries, "image imported");
+        Ok(image)
     }
 
     /// Gives an image another name, moving that name if it stood for another image.
@@ -269,6 +271,7 @@ impl Catalogue {
         let scratch = store.scratch(&store.lock()?)?;
         let built = scratch.directory("scaffold")?;
         scaffold::build(&content.join("tree"), &built)?;
+        scratch.sync()?;
         let _lock = store.lock()?;
         if store::exists(above)? { Ok(()) } else { store::publish(&built, above) }
     }

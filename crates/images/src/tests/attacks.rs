@@ -10,7 +10,7 @@ use std::{
 use proptest::prelude::*;
 use tar::EntryType;
 
-use super::{listing, pack::Pack};
+use super::{listing, pack::Pack, quick_directory};
 use crate::{Error, Result, import, root::Limits};
 
 /// An image being filled, beside things that must not change.
@@ -20,7 +20,15 @@ struct Field {
 
 impl Field {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::of(quick_directory())
+    }
+
+    /// Where there is room.
+    fn on_disk() -> Self {
+        Self::of(tempfile::tempdir().unwrap())
+    }
+
+    fn of(directory: tempfile::TempDir) -> Self {
         for path in ["tree", "canary/inner", "catalogue"] {
             fs::create_dir_all(directory.path().join(path)).unwrap();
         }
@@ -210,7 +218,7 @@ fn bombs_are_defused() {
         bomb.write_all(&[0; 1 << 20]).unwrap();
     }
     let bomb = bomb.finish().unwrap();
-    let result = Field::new().fill(&bomb);
+    let result = Field::on_disk().fill(&bomb);
     assert!(matches!(result, Err(Error::TooLarge { limit: 250, .. })), "{result:?}");
 }
 
@@ -250,7 +258,7 @@ fn paths_are_bounded() {
 
 #[test]
 fn many_files_are_fine() {
-    let field = Field::new();
+    let field = Field::on_disk();
     let mut archive = Pack::default();
     for count in 0..100_000 {
         archive = archive.file(format!("d{}/f{count}", count % 50), "");

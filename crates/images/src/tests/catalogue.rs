@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{assert_no_leftovers, listing, name, pack::Pack, small_catalogue};
+use super::{assert_no_leftovers, listing, name, pack::Pack, quick_directory, small_catalogue};
 use crate::{Catalogue, Error, ImportOptions, Kind, digest::extended_attributes};
 
 const NEW: ImportOptions = ImportOptions { replace: false };
@@ -22,7 +22,7 @@ fn archive(directory: &Path, pack: Pack) -> std::path::PathBuf {
 
 #[test]
 fn an_image_comes_goes_and_is_shared() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = small_catalogue(directory.path());
     let source = archive(directory.path(), Pack::default().file("bin/sh", "#!").file("etc/x", "y"));
     let mut calls = Vec::new();
@@ -103,7 +103,7 @@ fn digests_name_content_and_nothing_else() {
 
 #[test]
 fn digests_from_outside_are_no_paths() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = small_catalogue(directory.path());
     for bad in ["", "sha256:", "sha256:../names", &format!("sha256:{}", "A".repeat(64)), &"x".repeat(1 << 20)]
     {
@@ -113,7 +113,7 @@ fn digests_from_outside_are_no_paths() {
 
 #[test]
 fn failed_imports_leave_nothing() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = small_catalogue(directory.path());
     let before = listing(&directory.path().join("images"));
     let source = archive(directory.path(), Pack::default().file("a", "x").file("../b", "y"));
@@ -129,7 +129,7 @@ fn failed_imports_leave_nothing() {
 
 #[test]
 fn replacing_moves_the_name_only() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = small_catalogue(directory.path());
     let source = archive(directory.path(), Pack::default().file("a", "old"));
     let old = catalogue.import(&name("x"), &source, &NEW, &mut |_, _| {}).unwrap();
@@ -150,7 +150,7 @@ fn replacing_moves_the_name_only() {
 #[test]
 fn accounts_of_an_image_are_kept_and_the_workload_is_added() {
     let merged = |pack: Pack| {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = quick_directory();
         let catalogue = small_catalogue(directory.path());
         let source = archive(directory.path(), pack);
         catalogue.import(&name("x"), &source, &NEW, &mut |_, _| {}).unwrap();
@@ -263,6 +263,7 @@ fn assert_rich(tree: &Path, seconds: i64, nanoseconds: i64) {
 
 #[test]
 fn real_archives_and_directories_give_the_same_image() {
+    // Extended attributes of users need a disk, on older kernels.
     let directory = tempfile::tempdir().unwrap();
     let catalogue = small_catalogue(directory.path());
     let root = directory.path().join("root");
@@ -298,6 +299,9 @@ fn real_archives_and_directories_give_the_same_image() {
         // Only this format says nothing of extended attributes.
         assert_eq!(image.digest == copied.digest, format != "gnu", "{format}");
 
+        if format != "gnu" {
+            continue;
+        }
         for compress in ["gzip", "zstd"] {
             let plain = fs::read(&packed).unwrap();
             let compressed = match compress {
@@ -318,7 +322,7 @@ fn real_archives_and_directories_give_the_same_image() {
 
 #[test]
 fn leftovers_of_the_dead_are_cleared_and_those_of_the_living_stay() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = small_catalogue(directory.path());
     let images = directory.path().join("images");
     fs::create_dir_all(images.join("tmp/dead/image/tree/deep")).unwrap();
@@ -375,7 +379,7 @@ fn child_importing_until_killed() {
 
 #[test]
 fn an_import_killed_halfway_leaves_nothing() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let mut pack = Pack::default();
     for count in 0..10 {
         pack = pack.file(format!("d/{count}"), "content");
@@ -407,8 +411,6 @@ fn child_changing_things() {
         match catalogue.import(&target, &source, &ImportOptions { replace: round % 3 == 0 }, &mut |_, _| {}) {
             Ok(_) => imported += 1,
             Err(Error::Exists(_)) => {}
-            // The other process removed it between its publication and our look at it.
-            Err(Error::NotFound(_)) => {}
             Err(error) => panic!("{error:?}"),
         }
         match catalogue.tree(&name("one")) {
@@ -434,7 +436,7 @@ fn child_changing_things() {
 
 #[test]
 fn processes_do_not_disturb_each_other() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     for (file, content) in [("a.tar", "first"), ("b.tar", "second")] {
         fs::write(directory.path().join(file), Pack::default().file("a/file", content).finish()).unwrap();
     }
@@ -462,7 +464,7 @@ fn processes_do_not_disturb_each_other() {
 
 #[test]
 fn a_content_in_use_by_another_process_is_not_removed() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = small_catalogue(directory.path());
     // Another catalogue stands for another process: locks are of open files, not of processes.
     let other = small_catalogue(directory.path());
@@ -479,7 +481,7 @@ fn a_content_in_use_by_another_process_is_not_removed() {
 
 #[test]
 fn scaffolds_of_older_versions_are_made_anew() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = small_catalogue(directory.path());
     let source = archive(directory.path(), Pack::default().file("etc/passwd", "me:x:1000:1000::/:/bin/sh\n"));
     catalogue.import(&name("x"), &source, &NEW, &mut |_, _| {}).unwrap();

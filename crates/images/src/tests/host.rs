@@ -6,12 +6,12 @@ use std::{
     path::Path,
 };
 
-use super::{assert_no_leftovers, listing, name};
+use super::{assert_no_leftovers, listing, name, quick_directory};
 use crate::{Catalogue, Error, Kind, SCAFFOLD_DIRS, TreeBind, host::HostView, store::Store};
 
 #[test]
 fn host_is_there_without_an_import() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = Catalogue::open(directory.path()).unwrap();
     let images = catalogue.list().unwrap();
     assert_eq!(images.len(), 1);
@@ -45,7 +45,7 @@ fn host_is_there_without_an_import() {
 
 #[test]
 fn host_view_holds_no_secret() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = Catalogue::open(directory.path()).unwrap();
     let tree = catalogue.tree(&name("host")).unwrap();
     for secret in [
@@ -108,7 +108,7 @@ fn little_host(host: &Path) {
 
 #[test]
 fn view_of_a_host_that_is_not_merged() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let host = fs::canonicalize(directory.path()).unwrap().join("host");
     fs::create_dir(&host).unwrap();
     little_host(&host);
@@ -140,7 +140,7 @@ fn view_of_a_host_that_is_not_merged() {
 
 #[test]
 fn view_follows_the_host_and_leaves_the_old_one() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let host = directory.path().join("host");
     fs::create_dir(&host).unwrap();
     little_host(&host);
@@ -164,7 +164,7 @@ fn view_follows_the_host_and_leaves_the_old_one() {
 
 #[test]
 fn running_catalogue_notices_a_changed_host() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let host = directory.path().join("host");
     fs::create_dir(&host).unwrap();
     little_host(&host);
@@ -185,7 +185,7 @@ fn running_catalogue_notices_a_changed_host() {
 
 #[test]
 fn former_views_do_not_pile_up() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let host = directory.path().join("host");
     fs::create_dir(&host).unwrap();
     little_host(&host);
@@ -205,7 +205,7 @@ fn former_views_do_not_pile_up() {
 
 #[test]
 fn host_is_not_to_be_replaced_or_removed() {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = quick_directory();
     let catalogue = super::small_catalogue(directory.path());
     let host = name("host");
     assert!(matches!(catalogue.remove(&host, &|_| false), Err(Error::BuiltIn(_))));

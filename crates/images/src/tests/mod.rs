@@ -9,6 +9,12 @@ use std::path::Path;
 
 use crate::{Catalogue, ImageName};
 
+/// A folder in memory where the host has that: what these tests wait for otherwise is the disk.
+fn quick_directory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("make a folder")
+}
+
 fn name(name: &str) -> ImageName {
     ImageName::parse(name).expect("a valid name")
 }
