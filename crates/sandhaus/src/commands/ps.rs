@@ -39,7 +39,7 @@ fn table(sessions: &[SessionInfo], now: Timestamp) -> String {
             &session.image,
             &session.status,
             &ago(&session.created_at, now),
-            &ahead(&session.expires_at, now),
+            &end(session, now),
             &session.cwd,
         ]);
     }
@@ -54,6 +54,14 @@ fn ago(time: &str, now: Timestamp) -> String {
     match time.parse::<Timestamp>() {
         Ok(time) => format!("{} ago", roughly(time, now)),
         Err(_) => time.to_owned(),
+    }
+}
+
+/// When it ended, or will end.
+fn end(session: &SessionInfo, now: Timestamp) -> String {
+    match &session.ended_at {
+        Some(ended) => format!("ended {}", ago(ended, now)),
+        None => ahead(&session.expires_at, now),
     }
 }
 
@@ -104,11 +112,12 @@ mod tests {
         let odd =
             SessionInfo { created_at: "\u{7}".to_owned(), expires_at: String::new(), ..session.clone() };
         let now = "2024-01-01T00:01:00Z".parse().unwrap();
-        insta::assert_snapshot!(table(&[session, eternal, odd], now), @r"
-        ID            NAME                 IMAGE  STATUS   CREATED  EXPIRES  CWD
-        0123abcd-ef0  evil\u{1b}[2J\nname  host   running  1m ago   in 30m   /\u{1b}[31m
-        0123abcd-ef0  evil\u{1b}[2J\nname  host   running  31d ago  never    /\u{1b}[31m
-        0123abcd-ef0  evil\u{1b}[2J\nname  host   running  \u{7}    -        /\u{1b}[31m
+        insta::assert_snapshot!(table(&[session, eternal, ended, odd], now), @r"
+        ID            NAME                 IMAGE  STATUS   CREATED  EXPIRES       CWD
+        0123abcd-ef0  evil\u{1b}[2J\nname  host   running  1m ago   in 30m        /\u{1b}[31m
+        0123abcd-ef0  evil\u{1b}[2J\nname  host   running  31d ago  never         /\u{1b}[31m
+        0123abcd-ef0  evil\u{1b}[2J\nname  host   running  1m ago   ended 3s ago  /\u{1b}[31m
+        0123abcd-ef0  evil\u{1b}[2J\nname  host   running  \u{7}    -             /\u{1b}[31m
         ");
     }
 }

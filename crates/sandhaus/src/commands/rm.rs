@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use sandhaus_sandbox::SandboxId;
 
 use crate::{
@@ -36,6 +36,6 @@ async fn remove(server: &Server, sandbox: &str, arguments: &RmArguments) -> Resu
     let id = SandboxId::parse(sandbox)?;
     match server.client().delete(id.as_str()).await {
         Err(error) if error.status() == Some(STATUS_NOT_FOUND) && arguments.force => Ok(()),
-        other => other.map_err(explain).context("remove the sandbox"),
+        other => other.map_err(explain),
     }
 }

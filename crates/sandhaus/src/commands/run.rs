@@ -7,7 +7,7 @@ use sandhaus_client::wire::CreateSession;
 use sandhaus_images::ImageName;
 use sandhaus_protocol::process::Spawn;
 use sandhaus_sandbox::{
-    Env, Mount, OwnerId, Resources, SandboxId, SecurityProfile, Service, service::CreateSandbox,
+    Env, Kind, Mount, OwnerId, Resources, SandboxId, SecurityProfile, Service, service::CreateSandbox,
     toolbox::Toolbox,
 };
 
@@ -201,10 +201,14 @@ async fn attached(
 /// Why a sandbox could not be made, with what to do about it.
 fn refused(error: sandhaus_sandbox::Error) -> anyhow::Error {
     match error.kind() {
-        sandhaus_sandbox::Kind::Internal | sandhaus_sandbox::Kind::Unsupported => {
+        Kind::Internal | Kind::Unsupported => {
             Advice::new("the sandbox could not be started", "`sandhaus doctor` checks what this host lacks")
                 .with_source(error)
                 .into()
+        }
+        Kind::NotFound => {
+            let remedy = "`sandhaus image list` tells which there are, `sandhaus image import` makes one";
+            Advice::new(error.message(), remedy).into()
         }
         _ => error.into(),
     }
