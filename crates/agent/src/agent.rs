@@ -148,7 +148,7 @@ pub(crate) async fn hello(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         sandbox_id,
         generation,
-        features: vec![Feature::Shell, Feature::Process],
+        features: vec![Feature::Shell, Feature::Process, Feature::Files],
         cwd: agent.shells.default_cwd().unwrap_or_else(|| agent.workdir.clone()),
     }))
 }

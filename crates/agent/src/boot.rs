@@ -163,6 +163,7 @@ async fn serve(agent: Arc<Agent>, listener: Listener) -> io::Result<()> {
         agent.children.reap();
     }
     server.abort();
+    agent.children.hang_up();
     sys::terminate_everything(STOP_GRACE).await;
     Ok(())
 }

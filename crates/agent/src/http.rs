@@ -6,7 +6,7 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, State},
     http::{HeaderValue, Method, StatusCode, header},
     response::Response,
     routing::{get, post},
@@ -24,6 +24,7 @@ use tower::Service as _;
 use crate::{
     agent::{self, Agent},
     error::Error,
+    files::{self, multipart, search, transfer},
     process, shell,
 };
 
@@ -73,6 +74,20 @@ fn routes() -> Router<Arc<Agent>> {
         .route("/sandhaus/process/{id}/stdin", post(process::stdin))
         .route("/sandhaus/process/{id}/signal", post(process::signal))
         .route("/sandhaus/process/{id}/resize", post(process::resize))
+        .route("/files", get(files::list).delete(files::delete))
+        .route("/files/", get(files::list).delete(files::delete))
+        .route("/files/info", get(files::info))
+        .route("/files/folder", post(files::folder))
+        .route("/files/move", post(files::move_file))
+        .route("/files/permissions", post(files::permissions))
+        .route("/files/download", get(transfer::download))
+        .route("/files/upload", post(transfer::upload_form))
+        .route("/files/upload-v2", post(transfer::upload))
+        .route("/files/bulk-upload", post(multipart::upload))
+        .route("/files/bulk-download", post(multipart::download))
+        .route("/files/find", get(search::find))
+        .route("/files/search", get(search::search))
+        .route("/files/replace", post(search::replace))
         .route("/version", get(version))
         .route("/health", get(health))
         .route("/work-dir", get(workdir))
@@ -152,13 +167,17 @@ async fn connection<P>(
     drop(served);
 }
 
+/// Marks an answer that says by itself what went wrong.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnBody;
+
 /// Gives refusals their body.
 async fn finish(mut response: Response, method: &Method, path: &str) -> Response {
     let status = response.status();
     if status.is_success() || status.is_redirection() || status.is_informational() {
         return response;
     }
-    if status == StatusCode::RANGE_NOT_SATISFIABLE {
+    if status == StatusCode::RANGE_NOT_SATISFIABLE || response.extensions().get::<OwnBody>().is_some() {
         return response;
     }
     let (code, message) = match response.extensions_mut().remove::<Error>() {
@@ -208,9 +227,6 @@ fn foreign(status: StatusCode, text: &str) -> (&'static str, String) {
         other => ("BAD_REQUEST", format!("{}: {text}", other.canonical_reason().unwrap_or("refused"))),
     }
 }
-
-/// A request whose body the route reads itself.
-pub(crate) type Streamed = Request;
 
 /// Reads a streamed body chunk by chunk; `None` at its end.
 pub(crate) async fn next_chunk(body: &mut Body) -> io::Result<Option<Bytes>> {

@@ -5,10 +5,12 @@
 //! (how output is kept and streamed), [`shell`], [`process`], [`sys`] (the operating system).
 //! It knows no sandbox engine, no user and no other sandbox.
 
+mod accounts;
 mod agent;
 mod boot;
 mod clock;
 mod error;
+mod files;
 mod frames;
 mod http;
 mod process;

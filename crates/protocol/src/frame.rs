@@ -82,7 +82,9 @@ impl std::fmt::Display for FrameError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Kind(kind) => write!(f, "unknown frame kind {kind}"),
-            Self::TooLong(length) => write!(f, "frame payload of {length} bytes, the most is {PAYLOAD_BYTES_MAX}"),
+            Self::TooLong(length) => {
+                write!(f, "frame payload of {length} bytes, the most is {PAYLOAD_BYTES_MAX}")
+            }
             Self::Reserved => write!(f, "reserved bytes of a frame header are not zero"),
         }
     }
@@ -164,7 +166,10 @@ mod tests {
                 }
             }
             assert!(decoder.is_empty());
-            assert_eq!(seen.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Started, Kind::Stdout, Kind::Exit]);
+            assert_eq!(
+                seen.iter().map(|f| f.kind).collect::<Vec<_>>(),
+                [Kind::Started, Kind::Stdout, Kind::Exit]
+            );
             assert_eq!((seen[1].offset, seen[1].payload.as_slice()), (7, b"hello".as_slice()));
         }
     }

@@ -74,6 +74,12 @@ impl Children {
         }
     }
 
+    /// Hangs up on every process that the agent started: interactive shells ignore a plain request to end.
+    pub(crate) fn hang_up(&self) {
+        let pids: Vec<i32> = self.waiting().keys().copied().collect();
+        super::signals::signal_pids(&pids, libc::SIGHUP);
+    }
+
     fn waiting(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Ending>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,20 +2,24 @@
 //!
 //! `unsafe` lives here and nowhere else: in [`spawn`] (the moment between clone and exec), [`signals`] and [`identity`].
 
+mod changes;
 mod channel;
 mod children;
 mod identity;
 mod init;
+mod places;
 
 mod signals;
 mod spawn;
 mod terminal;
 mod tree;
 
+pub(crate) use changes::{Removal, Upload, make_folder, move_file, remove, set_mode, set_owner};
 pub(crate) use channel::Channel;
 pub(crate) use children::{Child, Children, Ending};
 pub(crate) use identity::{enter_workload_thread, own_ids};
 pub(crate) use init::{prepare_by_hand, take_inherited};
+pub(crate) use places::{Entry, EntryKind, Place, open_directory, open_regular_below};
 pub(crate) use signals::{Interest, Signals, signal_group, signal_pids, terminate_everything};
 pub(crate) use spawn::{Command, Session, SpawnError};
 pub(crate) use terminal::{Script, Terminal, discard, input_pipe, output_pipe, random_hex};
