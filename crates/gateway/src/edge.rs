@@ -10,11 +10,12 @@ use axum::{
     middleware::{self, Next},
     response::IntoResponse,
 };
-use sandhaus_client::wire::{ErrorBody, Health};
+use sandhaus_client::wire::Health;
 use sandhaus_sandbox::{Service, service::ListFilter};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::openapi::{
-    ContactBuilder, InfoBuilder, OpenApi, OpenApiBuilder, SecurityRequirement,
+    ContactBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder,
+    SecurityRequirement,
     path::{Operation, PathItem},
     security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
 };
@@ -126,10 +127,20 @@ fn named(mut item: PathItem) -> PathItem {
         let tag = operation.tags.iter().flatten().next().map_or("server", String::as_str);
         let name = names[index].as_deref().unwrap_or("call");
         let shared = names.iter().filter(|other| **other == names[index]).count() > 1;
+        if operation.security.is_none() {
+            operation.responses.responses.entry("401".to_owned()).or_insert_with(unauthorized);
+        }
         operation.operation_id =
             Some(if shared { format!("{tag}_{name}_{method}") } else { format!("{tag}_{name}") });
     }
     item
+}
+
+/// What every route that wants the key answers without it.
+fn unauthorized() -> RefOr<utoipa::openapi::Response> {
+    let schema = Ref::from_schema_name("ErrorBody");
+    let content = ContentBuilder::new().schema(Some(schema)).build();
+    ResponseBuilder::new().description("UNAUTHORIZED").content("application/json", content).build().into()
 }
 
 fn documented() -> OpenApiRouter<Arc<Edge>> {
@@ -225,7 +236,6 @@ async fn openapi_json() -> Response<Body> {
 /// Counts and durations in Prometheus' text form.
 #[utoipa::path(get, path = "/metrics", tag = "server", responses(
     (status = 200, content_type = "text/plain", body = String),
-    (status = 401, body = ErrorBody),
 ))]
 async fn metrics(State(edge): State<Arc<Edge>>) -> ApiResult<Response<Body>> {
     let live = edge

@@ -354,9 +354,10 @@ pub(super) async fn start(
 }
 
 async fn set_goal(edge: &Edge, id: &SandboxId, goal: Goal) -> ApiResult<Response<Body>> {
-    let view =
-        edge.service.set_goal(id, goal).await.map_err(|error| ApiError::of(Subject::Session, error))?;
-    Ok(json(StatusCode::OK, &session_info(&view)))
+    match edge.service.set_goal(id, goal).await {
+        Ok(view) => Ok(json(StatusCode::OK, &session_info(&view))),
+        Err(error) => Err(session_error(edge, id, error).await),
+    }
 }
 
 /// Workspaces. None, since they are not enabled.

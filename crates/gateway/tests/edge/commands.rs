@@ -1,0 +1,146 @@
+//! Blocking commands.
+
+use hyper::{Method, StatusCode};
+use sandhaus_client::wire::ExecRequest;
+use sandhaus_gateway::V1Config;
+use sandhaus_sandbox::{Stats, testing::config};
+use serde_json::json;
+
+use crate::server::{Answer, Edge};
+
+fn command(cmd: &str) -> ExecRequest {
+    ExecRequest { cmd: cmd.to_owned(), ..ExecRequest::default() }
+}
+
+async fn refused(edge: &Edge, id: &str, cmd: &str) -> Answer {
+    edge.call(Method::POST, &format!("/v1/sessions/{id}/exec"), &json!({ "cmd": cmd }).to_string()).await
+}
+
+#[tokio::test]
+async fn output_and_exit_status() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    let result = edge.client.exec(&id, &command("print:\\e[1ma\\u\\r\\n print:b exit:7")).await.unwrap();
+    assert_eq!((result.output.as_str(), result.exit_code, result.truncated), ("a€\nb", 7, false));
+    let raw = ExecRequest { raw_output: true, ..command("print:\\e[1ma\\u\\r\\n") };
+    assert_eq!(edge.client.exec(&id, &raw).await.unwrap().output, "\x1b[1ma€\r\n");
+}
+
+#[tokio::test]
+async fn a_broken_stream_is_taken_up_where_it_broke() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    let result = edge.client.exec(&id, &command("print:one\\u break print:two\\u exit:3")).await.unwrap();
+    assert_eq!((result.output.as_str(), result.exit_code, result.truncated), ("one€two€", 3, false));
+    assert_eq!(edge.script.commands(), 1, "the command ran once");
+}
+
+#[tokio::test]
+async fn connections_to_the_agent_are_used_again() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    edge.client.exec(&id, &command("print:x")).await.unwrap();
+    let before = edge.script.connections();
+    for _ in 0..20 {
+        edge.client.exec(&id, &command("print:x")).await.unwrap();
+    }
+    assert_eq!(edge.script.connections(), before);
+}
+
+#[tokio::test]
+async fn lost_output_is_told() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    let result = edge.client.exec(&id, &command("print:kept lose:1000 print:rest")).await.unwrap();
+    assert_eq!((result.output.as_str(), result.truncated), ("kept", true));
+}
+
+#[tokio::test]
+async fn output_is_bounded() {
+    let v1 = V1Config { output_bytes_max: 5, ..V1Config::default() };
+    let edge = Edge::start_with(config(), v1).await;
+    let id = edge.session().await;
+    let result = edge.client.exec(&id, &command("print:123\\u print:more exit:1")).await.unwrap();
+    assert_eq!((result.output.as_str(), result.truncated, result.exit_code), ("123", true, 1));
+}
+
+#[tokio::test]
+async fn a_timeout_has_the_output_so_far() {
+    let v1 = V1Config { exec_timeout_max_ms: 90_000, ..V1Config::default() };
+    let edge = Edge::start_with(config(), v1).await;
+    let id = edge.session().await;
+    let answer = refused(&edge, &id, "print:partial timeout").await;
+    assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
+    insta::assert_json_snapshot!("timeout", answer.json());
+}
+
+#[tokio::test]
+async fn refusals_of_the_agent_keep_their_kind() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    let answer = refused(&edge, &id, "refuse:429").await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.json()["error_code"].as_str()),
+        (429, Some("RESOURCE_EXHAUSTED"))
+    );
+    assert_eq!(answer.headers["retry-after"], "1");
+    let answer = refused(&edge, &id, "refuse:503").await;
+    assert_eq!((answer.status.as_u16(), answer.json()["error_code"].as_str()), (503, Some("UNAVAILABLE")));
+    let answer = refused(&edge, &id, "refuse:500").await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    insta::assert_json_snapshot!("internal", answer.json());
+}
+
+#[tokio::test]
+async fn the_memory_limit_is_told() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    edge.engine.set_stats(Stats { oom_kills: 3, ..Stats::default() });
+    let waiting = tokio::spawn({
+        let (client, id) = (edge.client.clone(), id.clone());
+        async move { client.exec(&id, &command("park exit:137")).await }
+    });
+    // The count before is read while the command is parked.
+    while !edge.engine.calls().contains(&sandhaus_sandbox::testing::Op::Stats) {
+        tokio::task::yield_now().await;
+    }
+    edge.engine.set_stats(Stats { oom_kills: 4, ..Stats::default() });
+    edge.script.release();
+    let result = waiting.await.unwrap().unwrap();
+    assert_eq!((result.exit_code, result.oom), (137, true));
+    assert!(!edge.client.exec(&id, &command("exit:137")).await.unwrap().oom);
+}
+
+#[tokio::test]
+async fn files_stream_through() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    for size in [0, 1, 2, 3, 4, 999, 1000, 1001, 100_000] {
+        let answer = edge.call(Method::GET, &format!("/v1/sessions/{id}/fs/read?path=size-{size}"), "").await;
+        assert_eq!(answer.headers["content-length"], answer.body.len().to_string());
+        let body = answer.json();
+        let content: Vec<u8> = (0..size).map(|index| u8::try_from(index % 251).unwrap()).collect();
+        use base64::Engine as _;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(content);
+        assert_eq!(
+            body,
+            json!({ "path": format!("size-{size}"), "content_base64": encoded, "truncated": false })
+        );
+    }
+    let cut = edge
+        .call(Method::GET, &format!("/v1/sessions/{id}/fs/read?path=size-5000&max_bytes=10"), "")
+        .await
+        .json();
+    assert_eq!((cut["truncated"].as_bool(), cut["content_base64"].as_str().unwrap().len()), (Some(true), 16));
+}
+
+#[tokio::test]
+async fn a_file_that_breaks_off_is_no_whole_answer() {
+    use http_body_util::BodyExt;
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    let response =
+        edge.send(Method::GET, &format!("/v1/sessions/{id}/fs/read?path=short-9000"), &[], "").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(response.into_body().collect().await.is_err());
+}

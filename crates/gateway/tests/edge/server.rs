@@ -1,0 +1,157 @@
+//! The edge as a test sees it, and how it begins and ends.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, body::Incoming};
+use hyper_util::rt::TokioIo;
+use sandhaus_client::{Client, wire::CreateSession};
+use sandhaus_gateway::{GatewayConfig, V1Config, serve};
+use sandhaus_sandbox::{
+    Instance, Service,
+    service::ServiceConfig,
+    testing::{FakeEngine, config, open},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Script;
+
+pub(crate) const KEY: &str = "sk-test";
+
+/// A served edge.
+pub(crate) struct Edge {
+    pub(crate) engine: FakeEngine,
+    pub(crate) script: Arc<Script>,
+    pub(crate) client: Client,
+    pub(crate) address: SocketAddr,
+    pub(crate) ending: CancellationToken,
+    pub(crate) served: JoinHandle<std::io::Result<()>>,
+    _dir: tempfile::TempDir,
+}
+
+/// A whole answer.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+}
+
+impl Edge {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(config(), V1Config::default()).await
+    }
+
+    pub(crate) async fn start_with(config: ServiceConfig, v1: V1Config) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let script = Script::new();
+        let engine = FakeEngine::default().with_agent(script.agent());
+        let instance = Instance::acquire(dir.path()).unwrap();
+        let service = open(instance, config, engine.clone()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let ending = CancellationToken::new();
+        let gateway = GatewayConfig { api_key: Some(KEY.to_owned()), v1 };
+        let served = tokio::spawn(serve(listener, service, gateway, ending.clone()));
+        let client = Client::new(&format!("http://{address}"), Some(KEY)).unwrap();
+        Self { engine, script, client, address, ending, served, _dir: dir }
+    }
+
+    /// A session's id.
+    pub(crate) async fn session(&self) -> String {
+        self.client.create(&CreateSession::default()).await.unwrap().id
+    }
+
+    /// A request with the key, its answer as it begins.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Response<Incoming> {
+        let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .header("authorization", format!("Bearer {KEY}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        sender
+            .send_request(request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).unwrap())
+            .await
+            .unwrap()
+    }
+
+    /// A request with the key and its whole answer.
+    pub(crate) async fn call(&self, method: Method, path: &str, body: &str) -> Answer {
+        let response = self.send(method, path, &[("x-request-id", "test")], body).await;
+        let (parts, body) = response.into_parts();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body: body.collect().await.unwrap().to_bytes(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_key_only_loopback_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let service: Service =
+        open(Instance::acquire(dir.path()).unwrap(), config(), FakeEngine::default()).await.unwrap();
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let gateway = GatewayConfig { api_key: None, v1: V1Config::default() };
+    let error = serve(listener, service, gateway, CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn requests_in_flight_end_well_when_the_server_does() {
+    let edge = Arc::new(Edge::start().await);
+    let id = edge.session().await;
+    let waiting = tokio::spawn({
+        let (client, id) = (edge.client.clone(), id.clone());
+        async move {
+            let exec =
+                sandhaus_client::wire::ExecRequest { cmd: "print:done park".into(), ..Default::default() };
+            client.exec(&id, &exec).await
+        }
+    });
+    // Its command has arrived inside, so the request is in flight.
+    while edge.script.commands() == 0 {
+        tokio::task::yield_now().await;
+    }
+    edge.ending.cancel();
+    while tokio::net::TcpStream::connect(edge.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    edge.script.release();
+    assert_eq!(waiting.await.unwrap().unwrap().output, "done");
+    let edge = Arc::into_inner(edge).unwrap();
+    drop(edge.client);
+    edge.served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_outlives_a_body_that_nobody_read() {
+    let edge = Edge::start().await;
+    let body = "x".repeat(20 << 20);
+    for path in ["/v1/sessions", "/v1/nowhere", "/v1/sessions/00000000-000/fs/upload"] {
+        let answer = edge.call(Method::POST, path, &body).await;
+        assert!(answer.status.is_client_error(), "{path}");
+        assert_eq!(answer.headers["x-request-id"], "test");
+    }
+}
