@@ -80,6 +80,7 @@ fn routes() -> Router<Arc<Agent>> {
         .route("/files/folder", post(files::folder))
         .route("/files/move", post(files::move_file))
         .route("/files/permissions", post(files::permissions))
+        .route(sandhaus_protocol::files::LINK_PATH, post(files::link))
         .route("/files/download", get(transfer::download))
         .route("/files/upload", post(transfer::upload_form))
         .route("/files/upload-v2", post(transfer::upload))

@@ -30,8 +30,9 @@ pub const LINK_TARGET_FIELD: &str = "linkTarget";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Link {
-    /// Directory that `path` is resolved beneath.
-    pub root: String,
+    /// Directory that `path` is resolved beneath; absent: as the workload sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     /// Where the link goes; its parent exists.
     pub path: String,
     /// What it says.

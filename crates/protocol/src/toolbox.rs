@@ -31,6 +31,9 @@ pub struct FileInfo {
     /// Path; only in listings of more than one level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// Text of a symbolic link, in listings: the other fields tell of what it leads to, where that can be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_target: Option<String>,
 }
 
 /// Answer of a single upload.

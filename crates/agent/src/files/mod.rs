@@ -13,7 +13,7 @@ use axum::{
     http::StatusCode,
 };
 use sandhaus_protocol::{
-    files::{LIST_ENTRIES_MAX, PATH_BYTES_MAX},
+    files::{LIST_ENTRIES_MAX, Link, PATH_BYTES_MAX},
     toolbox::FileInfo,
 };
 use serde::Deserialize;
@@ -91,6 +91,7 @@ pub(crate) fn describe(entry: &Entry, path: Option<String>) -> FileInfo {
         group: entry.gid.to_string(),
         permissions: format!("{:04o}", entry.permissions),
         path,
+        link_target: entry.link_target.clone(),
     }
 }
 
@@ -188,6 +189,16 @@ pub(crate) async fn folder(
     };
     work(&agent, query.target, move |place| sys::make_folder(&place, mode)).await?;
     Ok(StatusCode::CREATED)
+}
+
+/// `POST /sandhaus/files/link`.
+pub(crate) async fn link(State(agent): State<Arc<Agent>>, Json(link): Json<Link>) -> Result<StatusCode> {
+    if link.target.is_empty() || link.target.len() > PATH_BYTES_MAX {
+        return Err(Error::invalid_path(format_args!("a link says 1 to {PATH_BYTES_MAX} bytes")));
+    }
+    let target = Target { path: link.path, root: link.root };
+    work(&agent, target, move |place| sys::make_link(&place, &link.target)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Query of a removal.
@@ -291,6 +302,7 @@ mod tests {
             uid: 0,
             gid: 0,
             modified: (0, 0),
+            link_target: None,
         };
         assert_eq!(mode_letters(&entry(EntryKind::File, 0o644)), "-rw-r--r--");
         assert_eq!(mode_letters(&entry(EntryKind::Directory, 0o755)), "drwxr-xr-x");

@@ -104,6 +104,18 @@ impl Drop for Upload {
     }
 }
 
+/// Makes a symbolic link, in one step where a file or link is replaced. The place itself is never followed.
+pub(crate) fn make_link(place: &Place, target: &str) -> io::Result<()> {
+    let (parent, name) = place.parent()?;
+    let temporary = format!(".sandhaus-{}", random_hex(8));
+    rustix::fs::symlinkat(target, &parent, temporary.as_str())?;
+    rustix::fs::renameat(&parent, temporary.as_str(), &parent, name.as_str()).map_err(|error| {
+        // What cannot be removed now is left: the first error is the one to tell.
+        let _ = rustix::fs::unlinkat(&parent, temporary.as_str(), AtFlags::empty());
+        error.into()
+    })
+}
+
 /// Which directories to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Folder {
@@ -348,6 +360,21 @@ mod tests {
         assert_eq!(std::fs::read(&file).expect("reads"), b"third");
         assert_eq!(std::fs::metadata(&file).expect("stat").permissions().mode() & 0o7777, 0o751);
         assert!(folder.path().join("link").is_symlink());
+    }
+
+    #[test]
+    fn links_are_made_and_listed_but_never_followed_by_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join("kept"), "kept").expect("write");
+        std::fs::create_dir(folder.path().join("taken")).expect("make");
+        make_link(&place(folder.path(), "link"), "kept").expect("makes");
+        make_link(&place(folder.path(), "link"), "nowhere").expect("replaces the link, not what it led to");
+        assert_eq!(std::fs::read(folder.path().join("kept")).expect("reads"), b"kept");
+        make_link(&place(folder.path(), "taken"), "kept").expect_err("a directory stays");
+        make_link(&place(folder.path(), "none/link"), "kept").expect_err("the parent must be there");
+        let entries = place(folder.path(), ".").list(1, 10).expect("lists").expect("few");
+        let seen: Vec<_> = entries.iter().map(|e| (e.name.as_str(), e.link_target.as_deref())).collect();
+        assert_eq!(seen, [("kept", None), ("link", Some("nowhere")), ("taken", None)]);
     }
 
     #[test]

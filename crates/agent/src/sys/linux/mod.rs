@@ -14,7 +14,7 @@ mod spawn;
 mod terminal;
 mod tree;
 
-pub(crate) use changes::{Removal, Upload, make_folder, move_file, remove, set_mode, set_owner};
+pub(crate) use changes::{Removal, Upload, make_folder, make_link, move_file, remove, set_mode, set_owner};
 pub(crate) use channel::Channel;
 pub(crate) use children::{Child, Children, Ending};
 pub(crate) use identity::{enter_workload_thread, own_ids};

@@ -67,6 +67,8 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     /// Last change of the content: seconds since 1970 and nanoseconds.
     pub(crate) modified: (i64, u32),
+    /// Text of the symbolic link that the entry is in its directory, where a listing found one.
+    pub(crate) link_target: Option<String>,
 }
 
 impl Entry {
@@ -89,6 +91,7 @@ impl Entry {
             uid: stat.st_uid,
             gid: stat.st_gid,
             modified: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+            link_target: None,
         }
     }
 }
@@ -201,7 +204,11 @@ impl Place {
                     waiting.push((path.clone(), level + 1));
                 }
                 entries.push(match entry.kind {
-                    EntryKind::Link => self.describe_target(&entry).unwrap_or(entry),
+                    EntryKind::Link => {
+                        let text = rustix::fs::readlinkat(&directory, entry.name.as_str(), Vec::new());
+                        let link_target = text.ok().and_then(|text| text.into_string().ok());
+                        Entry { link_target, ..self.describe_target(&entry).unwrap_or(entry) }
+                    }
                     EntryKind::File
                     | EntryKind::Directory
                     | EntryKind::Pipe
