@@ -13,12 +13,18 @@ use sandhaus_protocol::{
 use crate::{
     error::{Error, Result},
     process::Processes,
+    pty::Terminals,
+    session::Sessions,
     shell::Shells,
     sys::{self, Children},
 };
 
 /// Search path of processes whose sandbox names none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What this agent can do.
+const FEATURES: [Feature; 6] =
+    [Feature::Shell, Feature::Process, Feature::Execute, Feature::Session, Feature::Pty, Feature::Files];
 
 /// How the agent was started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +56,10 @@ pub(crate) struct Agent {
     pub(crate) shells: Shells,
     /// One-shot processes.
     pub(crate) processes: Processes,
+    /// Sessions of the compatible contract.
+    pub(crate) sessions: Sessions,
+    /// Terminals of the compatible contract.
+    pub(crate) terminals: Terminals,
 }
 
 impl Agent {
@@ -90,6 +100,8 @@ impl Agent {
             children: Children::default(),
             shells: Shells::default(),
             processes: Processes::default(),
+            sessions: Sessions::default(),
+            terminals: Terminals::default(),
         })
     }
 
@@ -148,7 +160,7 @@ pub(crate) async fn hello(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         sandbox_id,
         generation,
-        features: vec![Feature::Shell, Feature::Process, Feature::Files],
+        features: FEATURES.to_vec(),
         cwd: agent.shells.default_cwd().unwrap_or_else(|| agent.workdir.clone()),
     }))
 }

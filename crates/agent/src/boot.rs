@@ -101,11 +101,15 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> io::Result<()> {
 fn run_init() -> io::Result<()> {
     let start = sys::take_inherited()?;
     let warm_shell = start.config.warm_shell;
+    let entrypoint = start.config.entrypoint.clone();
     let agent = Agent::init(start.config);
     runtime(&agent.workload)?.block_on(async {
         let listener = Listener::Unix(UnixListener::from_std(start.listener)?);
         if warm_shell {
             agent.warm_shell();
+        }
+        if !entrypoint.is_empty() {
+            agent.sessions.start_entrypoint(&agent, &entrypoint);
         }
         serve(agent, listener).await
     })

@@ -39,11 +39,6 @@ impl Error {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_FILE_PATH", format!("bad request: {message}"))
     }
 
-    /// 404.
-    pub(crate) fn not_found(message: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", format!("not found: {message}"))
-    }
-
     /// 404 for a process, session, command or terminal.
     pub(crate) fn no_process(message: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::NOT_FOUND, "PROCESS_NOT_FOUND", format!("not found: {message}"))

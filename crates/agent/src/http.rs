@@ -24,8 +24,11 @@ use tower::Service as _;
 use crate::{
     agent::{self, Agent},
     error::Error,
+    execute,
     files::{self, multipart, search, transfer},
-    process, shell,
+    process, pty,
+    session::routes as sessions,
+    shell,
 };
 
 /// Most connections at once; further ones wait to be accepted.
@@ -74,6 +77,20 @@ fn routes() -> Router<Arc<Agent>> {
         .route("/sandhaus/process/{id}/stdin", post(process::stdin))
         .route("/sandhaus/process/{id}/signal", post(process::signal))
         .route("/sandhaus/process/{id}/resize", post(process::resize))
+        .route("/process/execute", post(execute::execute))
+        .route("/process/session", get(sessions::list).post(sessions::create))
+        .route("/process/session/entrypoint", get(sessions::entrypoint).delete(sessions::delete_entrypoint))
+        .route("/process/session/entrypoint/logs", get(sessions::entrypoint_logs))
+        .route("/process/session/{id}", get(sessions::info).delete(sessions::delete))
+        .route("/process/session/{id}/exec", post(sessions::exec))
+        .route("/process/session/{id}/command/{command_id}", get(sessions::command))
+        .route("/process/session/{id}/command/{command_id}/input", post(sessions::input))
+        .route("/process/session/{id}/command/{command_id}/logs", get(sessions::logs))
+        .route("/process/pty", get(pty::list).post(pty::create))
+        .route("/process/pty/create-connect", get(pty::create_connect))
+        .route("/process/pty/{id}", get(pty::info).delete(pty::delete))
+        .route("/process/pty/{id}/connect", get(pty::connect))
+        .route("/process/pty/{id}/resize", post(pty::resize))
         .route("/files", get(files::list).delete(files::delete))
         .route("/files/", get(files::list).delete(files::delete))
         .route("/files/info", get(files::info))

@@ -10,13 +10,17 @@ mod agent;
 mod boot;
 mod clock;
 mod error;
+mod execute;
 mod files;
 mod frames;
 mod http;
 mod process;
+mod pty;
 mod ring;
+mod session;
 mod shell;
 mod sys;
+mod websocket;
 
 use std::{io::Write, process::ExitCode};
 

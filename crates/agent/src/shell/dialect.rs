@@ -31,6 +31,38 @@ pub(crate) enum Dialect {
     Sh(String),
 }
 
+/// What connects a shell with the agent beside its script pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// Standard output of the commands, or their terminal.
+    Output,
+    /// Their standard error.
+    Errors,
+    /// Their standard input.
+    Input,
+}
+
+/// What the commands of a shell are connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plumbing {
+    /// A terminal for all output, nothing to read.
+    Terminal,
+    /// Separate pipes.
+    Pipes {
+        /// What they read.
+        input: Input,
+    },
+}
+
+/// What a command reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// Nothing.
+    Empty,
+    /// What is sent to it.
+    Open,
+}
+
 impl Dialect {
     /// The shell that this root file system has; `sh` also where there seems to be none, to fail with a clear message.
     pub(crate) fn find(preference: ShellPreference) -> Self {
@@ -62,12 +94,16 @@ impl Dialect {
         std::iter::once(self.program()).chain(arguments.iter().copied()).map(str::to_owned).collect()
     }
 
-    /// Number of the descriptor that is the commands' output. sh knows single digits only; bash gets one that no
-    /// script uses.
-    pub(crate) fn output_fd(&self) -> u8 {
-        match self {
-            Self::Bash(_) => 61,
-            Self::Sh(_) => 9,
+    /// Number of the descriptor that a wire between the agent and the shell has there. sh knows single digits only;
+    /// bash gets numbers that no script uses.
+    pub(crate) fn wire(&self, wire: Wire) -> u8 {
+        match (self, wire) {
+            (Self::Bash(_), Wire::Output) => 61,
+            (Self::Bash(_), Wire::Errors) => 60,
+            (Self::Bash(_), Wire::Input) => 59,
+            (Self::Sh(_), Wire::Output) => 9,
+            (Self::Sh(_), Wire::Errors) => 8,
+            (Self::Sh(_), Wire::Input) => 7,
         }
     }
 
@@ -88,22 +124,30 @@ impl Dialect {
         }
     }
 
-    /// The lines written to the script pipe to run `command` and print the end marker after it.
-    pub(crate) fn lines(&self, command: &str, nonce: &str, exec_id: u64) -> String {
-        let mut lines = match self {
-            Self::Bash(_) => {
-                "\\command . /proc/self/fd/63 63<&62 62<&- </dev/null >&61 2>&61 61>&-\n".to_owned()
+    /// The line written to the script pipe to run `command`.
+    pub(crate) fn run_line(&self, command: &str, plumbing: Plumbing) -> String {
+        let output = self.wire(Wire::Output);
+        let redirections = match plumbing {
+            Plumbing::Terminal => format!("</dev/null >&{output} 2>&{output} {output}>&-"),
+            Plumbing::Pipes { input } => {
+                let (errors, wire) = (self.wire(Wire::Errors), self.wire(Wire::Input));
+                let input = match input {
+                    Input::Empty => "</dev/null".to_owned(),
+                    Input::Open => format!("<&{wire}"),
+                };
+                format!("{input} >&{output} 2>&{errors} {wire}<&- {errors}>&- {output}>&-")
             }
-            Self::Sh(_) => format!("\\command eval {} </dev/null >&9 2>&9 9>&-\n", quote(command)),
         };
-        lines.push_str(&self.end_lines(nonce, exec_id));
-        lines
+        match self {
+            Self::Bash(_) => format!("\\command . /proc/self/fd/63 63<&62 62<&- {redirections}\n"),
+            Self::Sh(_) => format!("\\command eval {} {redirections}\n", quote(command)),
+        }
     }
 
-    /// The lines that print the end marker alone: once more after an interrupt, since a shell may throw away what it
-    /// had read ahead. The empty line ends whatever an error left half-read.
+    /// The lines that print the end marker: after a command, and once more after an interrupt, since a shell may
+    /// throw away what it had read ahead. The empty line ends whatever an error left half-read.
     pub(crate) fn end_lines(&self, nonce: &str, exec_id: u64) -> String {
-        format!("\n{}", Scanner::end_command(nonce, exec_id, self.output_fd()))
+        format!("\n{}", Scanner::end_command(nonce, exec_id, self.wire(Wire::Output)))
     }
 }
 

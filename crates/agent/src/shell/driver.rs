@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Exec, Job, LARGE_BYTES, Shell,
-    dialect::Dialect,
+    dialect::{Dialect, Plumbing, Wire},
     scanner::{Marker, Piece, Scanner},
 };
 use crate::{
@@ -166,7 +166,7 @@ impl Driver {
             (script_end.as_fd(), 0),
             (nowhere.as_fd(), 1),
             (nowhere.as_fd(), 2),
-            (self.terminal.slave.as_fd(), dialect.output_fd().into()),
+            (self.terminal.slave.as_fd(), dialect.wire(Wire::Output).into()),
         ];
         if let (Some(script), Some(fd)) = (&script, dialect.script_fd()) {
             descriptors.push((script.descriptor(), fd.into()));
@@ -239,7 +239,8 @@ impl Driver {
             return Some(Outcome::Died(Ending::Exited(NO_SHELL_STATUS)));
         };
         let begin = Scanner::begin(&self.nonce, job.exec.id);
-        let lines = running.dialect.lines(&job.cmd, &self.nonce, job.exec.id);
+        let lines = running.dialect.run_line(&job.cmd, Plumbing::Terminal)
+            + &running.dialect.end_lines(&self.nonce, job.exec.id);
         let sending = async {
             self.slave.write_all(begin.as_bytes()).await?;
             if let (Some(script), Some(parts)) = (&running.script, running.dialect.file_parts(&job.cmd)) {

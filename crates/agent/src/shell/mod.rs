@@ -3,9 +3,9 @@
 //! Each shell has one terminal and one log; a command's output is a range of that log, so nothing is kept twice and
 //! what background jobs print between two commands belongs to none of them.
 
-mod dialect;
+pub(crate) mod dialect;
 mod driver;
-mod scanner;
+pub(crate) mod scanner;
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -31,11 +31,6 @@ impl Channel {
         Ok(Self { fd: watch(fd, Interest::WRITABLE)? })
     }
 
-    /// Watches for both.
-    pub(crate) fn both(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { fd: watch(fd, Interest::READABLE | Interest::WRITABLE)? })
-    }
-
     /// Reads what there is; zero at the end. A terminal whose processes are gone has ended. Cancel-safe.
     pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {

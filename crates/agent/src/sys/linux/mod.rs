@@ -22,5 +22,7 @@ pub(crate) use init::{prepare_by_hand, take_inherited};
 pub(crate) use places::{Entry, EntryKind, Place, open_directory, open_regular_below};
 pub(crate) use signals::{Interest, Signals, signal_group, signal_pids, terminate_everything};
 pub(crate) use spawn::{Command, Session, SpawnError};
-pub(crate) use terminal::{Script, Terminal, discard, input_pipe, output_pipe, random_hex};
+pub(crate) use terminal::{
+    Script, Terminal, discard, input_pipe, output_pipe, random_hex, second_reader, second_writer,
+};
 pub(crate) use tree::{Birth, Family};

@@ -75,6 +75,22 @@ pub(crate) fn input_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((write, read))
 }
 
+/// A second, non-blocking description of a pipe's reading end, for taking out what nobody wants any more.
+pub(crate) fn second_reader(pipe: impl AsFd) -> io::Result<OwnedFd> {
+    reopen(pipe, OFlags::RDONLY)
+}
+
+/// A second, non-blocking description of a pipe's writing end.
+pub(crate) fn second_writer(pipe: impl AsFd) -> io::Result<OwnedFd> {
+    reopen(pipe, OFlags::WRONLY)
+}
+
+fn reopen(fd: impl AsFd, access: OFlags) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd as _;
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    Ok(rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
+}
+
 /// Something that reads as empty and swallows what is written.
 pub(crate) fn discard() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
@@ -122,6 +138,12 @@ impl Script {
             }
         }
         Ok(())
+    }
+
+    /// Fills it and turns it into something that reads from its start.
+    pub(crate) fn into_readable(self, parts: &[&[u8]]) -> io::Result<OwnedFd> {
+        self.replace(parts)?;
+        Ok(self.file)
     }
 
     /// What the process gets.

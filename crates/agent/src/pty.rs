@@ -1,0 +1,528 @@
+//! Terminals of the compatible contract: an interactive login shell each, any number of clients attached over
+//! WebSockets, and a frame that says how it ended.
+//!
+//! ```text
+//!   shell <── terminal ──> reader ──> queue of each client ──> socket
+//!                 └──────── writer <── any client's messages
+//! ```
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{
+        Path, Query, State,
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
+    },
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use base64::Engine as _;
+use sandhaus_protocol::{
+    process::Resize,
+    toolbox::{PtyCreateReply, PtyCreateRequest, PtyListReply, PtyResizeRequest, PtySessionInfo},
+};
+use serde::Deserialize;
+use tokio::sync::{broadcast, watch};
+
+use crate::{
+    agent::Agent,
+    clock,
+    error::{Error, Result},
+    execute::{check_variable, login_shell},
+    process::kill_family,
+    sys::{Channel, Child, Command, Ending, Family, Session, Terminal},
+    websocket::{self, EXIT_CONTROL},
+};
+
+/// Most terminals at once.
+const TERMINALS_MAX: usize = 256;
+
+/// Size of a terminal that asks for none, and the largest.
+const COLS: u16 = 80;
+const ROWS: u16 = 24;
+const SIDE_MAX: u16 = 1000;
+
+/// Largest message of a client.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Chunks that wait for one client; one that falls further behind is dropped.
+const CHUNKS_MAX: usize = 256;
+
+/// Bytes read from the terminal at once; the kernel gives no more.
+const READ_BYTES: usize = 4096;
+
+/// Bytes kept for the first client from before it attached.
+const EARLY_BYTES_MAX: usize = 64 * 1024;
+
+/// How long the terminal may stay quiet after its shell has ended before its output counts as complete.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// The terminals by name.
+#[derive(Default)]
+pub(crate) struct Terminals {
+    by_id: Mutex<BTreeMap<String, Arc<Pty>>>,
+}
+
+/// A terminal.
+struct Pty {
+    id: String,
+    cwd: String,
+    envs: BTreeMap<String, String>,
+    created_at: String,
+    start: Start,
+    state: Mutex<PtyState>,
+    output: broadcast::Sender<Bytes>,
+    ended: watch::Sender<Option<Ending>>,
+}
+
+/// When a terminal's shell starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// With the terminal.
+    Now,
+    /// With the first client.
+    Lazily,
+}
+
+struct PtyState {
+    size: Resize,
+    running: Option<Running>,
+    /// Output from before the first client; `None` once one has attached.
+    early: Option<VecDeque<u8>>,
+}
+
+#[derive(Clone)]
+struct Running {
+    master: Arc<Channel>,
+    family: Family,
+}
+
+impl Pty {
+    fn state(&self) -> MutexGuard<'_, PtyState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn describe(&self) -> PtySessionInfo {
+        let state = self.state();
+        PtySessionInfo {
+            id: self.id.clone(),
+            cwd: self.cwd.clone(),
+            envs: self.envs.clone(),
+            cols: state.size.cols,
+            rows: state.size.rows,
+            created_at: self.created_at.clone(),
+            active: state.running.is_some(),
+            lazy_start: self.start == Start::Lazily,
+        }
+    }
+
+    /// Starts the shell unless it runs already.
+    fn ensure_started(self: &Arc<Self>, agent: &Arc<Agent>) -> Result<Running> {
+        let mut state = self.state();
+        if let Some(running) = &state.running {
+            return Ok(running.clone());
+        }
+        let terminal = Terminal::open(state.size, &agent.workload)?;
+        let mark = Family::new_mark();
+        let mut env = agent.environment();
+        env.insert("TERM".to_owned(), "xterm-256color".to_owned());
+        env.extend(self.envs.clone());
+        env.insert(Family::MARK.to_owned(), mark.clone());
+        let slave = terminal.slave.as_fd();
+        let child = agent.children.spawn(&Command {
+            argv: &[login_shell(agent), "-i".to_owned(), "-l".to_owned()],
+            env: &env,
+            cwd: &self.cwd,
+            descriptors: &[(slave, 0), (slave, 1), (slave, 2)],
+            session: Session::Terminal(terminal.slave.as_raw_fd()),
+            workload: agent.spawn_identity(),
+        })?;
+        let family = Family { root: child.pid, mark };
+        let reading = Channel::reading(terminal.master.try_clone()?)?;
+        let running = Running { master: Arc::new(Channel::writing(terminal.master)?), family };
+        state.running = Some(running.clone());
+        tokio::spawn(follow(Arc::clone(agent), Arc::clone(self), reading, child));
+        Ok(running)
+    }
+
+    fn publish(&self, bytes: &[u8]) {
+        let mut state = self.state();
+        if let Some(early) = &mut state.early {
+            early.extend(bytes);
+            let excess = early.len().saturating_sub(EARLY_BYTES_MAX);
+            early.drain(..excess);
+        }
+        // Nobody is attached: fine.
+        let _ = self.output.send(Bytes::copy_from_slice(bytes));
+    }
+}
+
+/// Passes the terminal's output on until its shell has ended, then says how.
+async fn follow(agent: Arc<Agent>, pty: Arc<Pty>, master: Channel, mut child: Child) {
+    let mut buffer = vec![0; READ_BYTES];
+    let ending = loop {
+        tokio::select! {
+            // Both arms are cancel-safe.
+            read = master.read(&mut buffer) => match read {
+                Ok(read @ 1..) => pty.publish(&buffer[..read]),
+                Ok(_) | Err(_) => break (&mut child.ended).await,
+            },
+            ending = &mut child.ended => {
+                while let Ok(Ok(read @ 1..)) = tokio::time::timeout(QUIET, master.read(&mut buffer)).await {
+                    pty.publish(&buffer[..read]);
+                }
+                break ending;
+            }
+        }
+        tokio::task::yield_now().await;
+    };
+    agent.terminals.remove(&pty.id);
+    pty.ended.send_replace(Some(ending.unwrap_or(Ending::Exited(1))));
+}
+
+impl Terminals {
+    fn by_id(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pty>>> {
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Pty>> {
+        self.by_id()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::no_process(format_args!("PTY session not found: {id}")))
+    }
+
+    fn remove(&self, id: &str) {
+        self.by_id().remove(id);
+    }
+
+    /// Makes a terminal; its shell starts when asked to.
+    fn create(&self, agent: &Arc<Agent>, request: PtyCreateRequest, start: Start) -> Result<Arc<Pty>> {
+        if request.id.is_empty() {
+            return Err(Error::invalid("session ID is required"));
+        }
+        let side = |side: Option<u16>, default| match side {
+            None | Some(0) => Ok(default),
+            Some(side) if side <= SIDE_MAX => Ok(side),
+            Some(side) => {
+                Err(Error::invalid(format_args!("a terminal's side of {side}: at most {SIDE_MAX}")))
+            }
+        };
+        let size = Resize { cols: side(request.cols, COLS)?, rows: side(request.rows, ROWS)? };
+        let envs = request.envs.unwrap_or_default();
+        for name in envs.keys() {
+            check_variable(name)?;
+        }
+        let mut by_id = self.by_id();
+        if by_id.contains_key(&request.id) {
+            return Err(Error::conflict(format_args!("PTY session already exists: {}", request.id)));
+        }
+        if by_id.len() >= TERMINALS_MAX {
+            return Err(Error::too_many(format_args!("there are {TERMINALS_MAX} terminals already")));
+        }
+        let pty = Arc::new(Pty {
+            id: request.id.clone(),
+            cwd: request.cwd.filter(|cwd| !cwd.is_empty()).unwrap_or_else(|| agent.workdir.clone()),
+            envs,
+            created_at: clock::now_rfc3339(),
+            start,
+            state: Mutex::new(PtyState { size, running: None, early: Some(VecDeque::new()) }),
+            output: broadcast::Sender::new(CHUNKS_MAX),
+            ended: watch::Sender::new(None),
+        });
+        by_id.insert(request.id, Arc::clone(&pty));
+        Ok(pty)
+    }
+}
+
+/// `POST /process/pty`.
+pub(crate) async fn create(
+    State(agent): State<Arc<Agent>>,
+    Json(request): Json<PtyCreateRequest>,
+) -> Result<(StatusCode, Json<PtyCreateReply>)> {
+    let start = if request.lazy_start { Start::Lazily } else { Start::Now };
+    let pty = agent.terminals.create(&agent, request, start)?;
+    if start == Start::Now
+        && let Err(error) = pty.ensure_started(&agent)
+    {
+        agent.terminals.remove(&pty.id);
+        return Err(error);
+    }
+    Ok((StatusCode::CREATED, Json(PtyCreateReply { session_id: pty.id.clone() })))
+}
+
+/// `GET /process/pty`.
+pub(crate) async fn list(State(agent): State<Arc<Agent>>) -> Json<PtyListReply> {
+    let all: Vec<_> = agent.terminals.by_id().values().cloned().collect();
+    Json(PtyListReply { sessions: all.iter().map(|pty| pty.describe()).collect() })
+}
+
+/// `GET /process/pty/{id}`.
+pub(crate) async fn info(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+) -> Result<Json<PtySessionInfo>> {
+    Ok(Json(agent.terminals.find(&id)?.describe()))
+}
+
+/// `DELETE /process/pty/{id}`.
+pub(crate) async fn delete(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+) -> Result<Json<serde_json::Value>> {
+    let pty = agent.terminals.find(&id)?;
+    let running = pty.state().running.clone();
+    if let Some(running) = running {
+        kill_family(&agent, &running.family).await;
+    }
+    agent.terminals.remove(&id);
+    Ok(Json(serde_json::json!({ "message": "PTY session deleted" })))
+}
+
+/// `POST /process/pty/{id}/resize`.
+pub(crate) async fn resize(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+    Json(request): Json<PtyResizeRequest>,
+) -> Result<Json<PtySessionInfo>> {
+    let sides = 1..=SIDE_MAX;
+    if !sides.contains(&request.cols) || !sides.contains(&request.rows) {
+        return Err(Error::invalid(format_args!("a terminal's sides are 1 to {SIDE_MAX}")));
+    }
+    let gone = || Error::gone("SESSION_ENDED", format_args!("PTY session is not running: {id}"));
+    let pty = agent.terminals.find(&id).map_err(|_| gone())?;
+    let size = Resize { cols: request.cols, rows: request.rows };
+    {
+        let mut state = pty.state();
+        let running = state.running.as_ref().ok_or_else(gone)?;
+        Terminal::resize(running.master.descriptor(), size)?;
+        state.size = size;
+    }
+    Ok(Json(pty.describe()))
+}
+
+/// Query of a terminal that is created and attached to in one call.
+#[derive(Debug, Deserialize)]
+pub(crate) struct CreateConnectQuery {
+    #[serde(default)]
+    id: String,
+    cwd: Option<String>,
+    cols: Option<u16>,
+    rows: Option<u16>,
+}
+
+/// `GET /process/pty/create-connect`. What is wrong with the terminal is said before the upgrade.
+pub(crate) async fn create_connect(
+    State(agent): State<Arc<Agent>>,
+    Query(query): Query<CreateConnectQuery>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response> {
+    let envs = websocket::offered_envs(&headers).map(decode_envs).transpose()?;
+    let CreateConnectQuery { id, cwd, cols, rows } = query;
+    let request = PtyCreateRequest { id, cwd, envs, cols, rows, lazy_start: false };
+    let pty = agent.terminals.create(&agent, request, Start::Now)?;
+    let client = Client::attach(&agent, &pty, &headers);
+    if let Err(error) = pty.ensure_started(&agent) {
+        agent.terminals.remove(&pty.id);
+        return Err(error);
+    }
+    Ok(serve(upgrade, client))
+}
+
+/// `GET /process/pty/{id}/connect`.
+pub(crate) async fn connect(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let attached = agent.terminals.find(&id).and_then(|pty| {
+        let client = Client::attach(&agent, &pty, &headers);
+        pty.ensure_started(&agent)?;
+        Ok(client)
+    });
+    match attached {
+        Ok(client) => serve(upgrade, client),
+        Err(error) => {
+            let mut upgrade = upgrade;
+            websocket::select_protocol(&mut upgrade);
+            upgrade.on_upgrade(move |mut socket| async move {
+                let text =
+                    serde_json::json!({ "type": "control", "status": "error", "error": error.message });
+                if socket.send(Message::Text(text.to_string().into())).await.is_ok() {
+                    let reason = "".into();
+                    websocket::close(socket, CloseFrame { code: close_code::ERROR, reason }).await;
+                }
+            })
+        }
+    }
+}
+
+fn decode_envs(text: &str) -> Result<BTreeMap<String, String>> {
+    let wrong = || Error::invalid("the offered environment is not base64url of a JSON object of texts");
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(text.trim_end_matches('='))
+        .map_err(|_| wrong())?;
+    serde_json::from_slice(&bytes).map_err(|_| wrong())
+}
+
+fn serve(upgrade: WebSocketUpgrade, client: Client) -> Response {
+    let mut upgrade = upgrade.max_message_size(MESSAGE_BYTES_MAX);
+    websocket::select_protocol(&mut upgrade);
+    upgrade.on_upgrade(move |socket| client.run(socket))
+}
+
+/// An attached client. Its queue exists before the shell may print, so it misses nothing.
+struct Client {
+    agent: Arc<Agent>,
+    pty: Arc<Pty>,
+    output: broadcast::Receiver<Bytes>,
+    ended: watch::Receiver<Option<Ending>>,
+    early: Vec<u8>,
+    exit_control: bool,
+}
+
+impl Client {
+    fn attach(agent: &Arc<Agent>, pty: &Arc<Pty>, headers: &HeaderMap) -> Self {
+        // Under the lock that publishing takes, too: what is early is not in the queue, and the other way round.
+        let mut state = pty.state();
+        let early = state.early.take().map(Vec::from).unwrap_or_default();
+        Self {
+            agent: Arc::clone(agent),
+            pty: Arc::clone(pty),
+            output: pty.output.subscribe(),
+            ended: pty.ended.subscribe(),
+            early,
+            exit_control: websocket::offered(headers).any(|protocol| protocol == EXIT_CONTROL),
+        }
+    }
+
+    async fn run(mut self, mut socket: WebSocket) {
+        let connected = serde_json::json!({ "type": "control", "status": "connected" }).to_string();
+        if socket.send(Message::Text(connected.into())).await.is_err() {
+            return;
+        }
+        let early = std::mem::take(&mut self.early);
+        if !early.is_empty() && socket.send(Message::Binary(early.into())).await.is_err() {
+            return;
+        }
+        let ending = loop {
+            match self.next(&mut socket).await {
+                Event::Output(chunk) => {
+                    if socket.send(Message::Binary(chunk)).await.is_err() {
+                        return;
+                    }
+                }
+                Event::Input(bytes) => self.type_in(&bytes).await,
+                Event::TooSlow => {
+                    let frame = CloseFrame { code: close_code::POLICY, reason: "client is too slow".into() };
+                    return websocket::close(socket, frame).await;
+                }
+                Event::Gone => return,
+                Event::Ended(ending) => break ending,
+            }
+        };
+        self.say_end(socket, ending).await;
+    }
+
+    /// What happens next. Cancel-safe in every arm; output first, so that the end comes after all of it.
+    async fn next(&mut self, socket: &mut WebSocket) -> Event {
+        tokio::select! {
+            biased;
+            chunk = self.output.recv() => match chunk {
+                Ok(chunk) => Event::Output(chunk),
+                Err(broadcast::error::RecvError::Lagged(_)) => Event::TooSlow,
+                Err(broadcast::error::RecvError::Closed) => Event::Gone,
+            },
+            message = websocket::receive(socket) => message.map_or(Event::Gone, Event::Input),
+            ending = ended(&mut self.ended) => Event::Ended(ending),
+        }
+    }
+
+    /// Types what the client sent, unless the shell ends before there is room.
+    async fn type_in(&mut self, bytes: &[u8]) {
+        let Ok(running) = self.pty.ensure_started(&self.agent) else { return };
+        tokio::select! {
+            // A terminal that fails has ended: the end is on the way.
+            _ = running.master.write_all(bytes) => {}
+            _ = ended(&mut self.ended) => {}
+        }
+    }
+
+    async fn say_end(self, mut socket: WebSocket, ending: Ending) {
+        let code = ending.code();
+        let mut said = serde_json::json!({ "exitCode": code });
+        if let Some(reason) = exit_reason(ending) {
+            said["exitReason"] = reason.into();
+        }
+        if self.exit_control {
+            let mut control = said.clone();
+            control["type"] = "control".into();
+            control["status"] = "exited".into();
+            if socket.send(Message::Text(control.to_string().into())).await.is_err() {
+                return;
+            }
+        }
+        let close = if code == 0 { close_code::NORMAL } else { close_code::ERROR };
+        websocket::close(socket, CloseFrame { code: close, reason: said.to_string().into() }).await;
+    }
+}
+
+/// What a client's task deals with.
+enum Event {
+    Output(Bytes),
+    Input(Bytes),
+    TooSlow,
+    Gone,
+    Ended(Ending),
+}
+
+/// How the shell ended, once it has.
+async fn ended(watch: &mut watch::Receiver<Option<Ending>>) -> Ending {
+    match watch.wait_for(Option::is_some).await {
+        Ok(ending) => ending.unwrap_or(Ending::Exited(1)),
+        // The terminal itself is gone.
+        Err(_) => Ending::Exited(1),
+    }
+}
+
+/// Why a shell ended, in the contract's words.
+fn exit_reason(ending: Ending) -> Option<String> {
+    match ending.code() {
+        0 => None,
+        130 => Some("Ctrl+C".to_owned()),
+        137 => Some("SIGKILL".to_owned()),
+        143 => Some("SIGTERM".to_owned()),
+        _ => Some(
+            ending.signal().map_or_else(|| "non-zero exit".to_owned(), |signal| format!("signal {signal}")),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn environments_are_decoded() {
+        let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(r#"{"A":"b"}"#);
+        assert_eq!(decode_envs(&text).ok(), Some(BTreeMap::from([("A".to_owned(), "b".to_owned())])));
+        assert!(decode_envs("!").is_err());
+    }
+
+    #[test]
+    fn reasons() {
+        assert_eq!(exit_reason(Ending::Exited(0)), None);
+        assert_eq!(exit_reason(Ending::Signalled(9)).as_deref(), Some("SIGKILL"));
+        assert_eq!(exit_reason(Ending::Signalled(11)).as_deref(), Some("signal 11"));
+        assert_eq!(exit_reason(Ending::Exited(3)).as_deref(), Some("non-zero exit"));
+    }
+}

@@ -1,0 +1,361 @@
+//! The routes under `/process/session`, and what clients of different ages expect of them.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::{
+        Path, Query, State,
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
+    },
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use sandhaus_protocol::toolbox::{
+    Command as CommandInfo, CreateSessionRequest, Session as SessionInfo, SessionExecuteReply,
+    SessionExecuteRequest, SessionInputRequest, SessionLogs,
+};
+use serde::Deserialize;
+
+use super::{ENTRYPOINT, InputEcho, STDERR_MARKER, STDOUT_MARKER, SessionCommand};
+use crate::{
+    agent::Agent,
+    error::{Error, Result},
+    ring::{Found, Reader},
+    shell::dialect::Input,
+    websocket,
+};
+
+/// Header with the client's version.
+const VERSION_HEADER: &str = "x-daytona-sdk-version";
+
+/// Header of clients without a version that want the streams apart.
+const SPLIT_HEADER: &str = "x-daytona-split-output";
+
+/// The first versions that take marked output, and separate streams.
+const MARKED_SINCE: (u64, u64) = (0, 27);
+const SPLIT_SINCE: (u64, u64) = (0, 167);
+
+/// Bytes of a followed log sent at once.
+const FOLLOW_BYTES: usize = 32 * 1024;
+
+/// How a client wants output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// One text without markers.
+    Combined,
+    /// One text with markers.
+    Marked,
+    /// The streams apart, and the text with markers.
+    Split,
+}
+
+impl Shape {
+    fn of(headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let version = text(VERSION_HEADER).or_else(|| websocket::offered_version(headers));
+        match version {
+            Some(version) => Self::of_version(version),
+            None if text(SPLIT_HEADER).is_some_and(|value| value.eq_ignore_ascii_case("true")) => Self::Split,
+            None => Self::Combined,
+        }
+    }
+
+    fn of_version(version: &str) -> Self {
+        if version.contains("dev") {
+            return Self::Split;
+        }
+        let mut numbers =
+            version.trim_start_matches('v').split(['.', '-', '+']).map(|part| part.parse().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        match version {
+            version if version >= SPLIT_SINCE => Self::Split,
+            version if version >= MARKED_SINCE => Self::Marked,
+            _ => Self::Combined,
+        }
+    }
+}
+
+/// Takes marked output apart. Bytes before the first marker, which a full log may have lost, count as standard output.
+fn split(marked: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut into_stderr = false;
+    let mut rest = marked;
+    while let Some(first) = rest.first() {
+        if let Some(after) = rest.strip_prefix(&STDOUT_MARKER) {
+            (into_stderr, rest) = (false, after);
+        } else if let Some(after) = rest.strip_prefix(&STDERR_MARKER) {
+            (into_stderr, rest) = (true, after);
+        } else {
+            if into_stderr { &mut stderr } else { &mut stdout }.push(*first);
+            rest = &rest[1..];
+        }
+    }
+    (stdout, stderr)
+}
+
+/// The same without taking apart.
+fn strip(marked: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(marked.len());
+    let mut rest = marked;
+    while let Some(first) = rest.first() {
+        let marker = rest.strip_prefix(&STDOUT_MARKER).or_else(|| rest.strip_prefix(&STDERR_MARKER));
+        if let Some(after) = marker {
+            rest = after;
+        } else {
+            plain.push(*first);
+            rest = &rest[1..];
+        }
+    }
+    plain
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// `POST /process/session`.
+pub(crate) async fn create(
+    State(agent): State<Arc<Agent>>,
+    Json(request): Json<CreateSessionRequest>,
+) -> Result<StatusCode> {
+    agent.sessions.create(&agent, &request.session_id)?;
+    Ok(StatusCode::CREATED)
+}
+
+/// `GET /process/session`.
+pub(crate) async fn list(State(agent): State<Arc<Agent>>) -> Json<Vec<SessionInfo>> {
+    Json(agent.sessions.list())
+}
+
+/// `GET /process/session/{id}`.
+pub(crate) async fn info(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+) -> Result<Json<SessionInfo>> {
+    Ok(Json(agent.sessions.find(&id)?.describe()))
+}
+
+/// `GET /process/session/entrypoint`.
+pub(crate) async fn entrypoint(State(agent): State<Arc<Agent>>) -> Result<Json<SessionInfo>> {
+    Ok(Json(agent.sessions.find(ENTRYPOINT)?.describe()))
+}
+
+/// `DELETE /process/session/{id}`.
+pub(crate) async fn delete(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<StatusCode> {
+    agent.sessions.delete(&agent, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `DELETE /process/session/entrypoint`, which is always refused.
+pub(crate) async fn delete_entrypoint(State(agent): State<Arc<Agent>>) -> Result<StatusCode> {
+    delete(State(agent), Path(ENTRYPOINT.to_owned())).await
+}
+
+/// `POST /process/session/{id}/exec`.
+pub(crate) async fn exec(
+    State(agent): State<Arc<Agent>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Json(request): Json<SessionExecuteRequest>,
+) -> Result<Response> {
+    let session = agent.sessions.find(&id)?;
+    let echo = if request.suppress_input_echo { InputEcho::Suppressed } else { InputEcho::Logged };
+    if request.run_async || request.is_async {
+        let command = session.submit(&request.command, Input::Open, echo)?;
+        let reply = SessionExecuteReply { cmd_id: command.id.clone(), ..SessionExecuteReply::default() };
+        return Ok((StatusCode::ACCEPTED, Json(reply)).into_response());
+    }
+    let command = session.submit(&request.command, Input::Empty, echo)?;
+    let exit_code = command.ended().await;
+    if session.has_ended() {
+        let message = format!("session {id} has ended with exit code {exit_code}");
+        return Err(Error::gone("SESSION_ENDED", message));
+    }
+    let marked = command.output();
+    let mut reply =
+        SessionExecuteReply { cmd_id: command.id.clone(), exit_code: Some(exit_code), ..Default::default() };
+    match Shape::of(&headers) {
+        Shape::Combined => reply.output = Some(text(strip(&marked))),
+        Shape::Marked => reply.output = Some(text(marked)),
+        Shape::Split => {
+            let (stdout, stderr) = split(&marked);
+            (reply.stdout, reply.stderr) = (Some(text(stdout)), Some(text(stderr)));
+            reply.output = Some(text(marked));
+        }
+    }
+    Ok(Json(reply).into_response())
+}
+
+/// `GET /process/session/{id}/command/{command_id}`.
+pub(crate) async fn command(
+    State(agent): State<Arc<Agent>>,
+    Path((id, command_id)): Path<(String, String)>,
+) -> Result<Json<CommandInfo>> {
+    Ok(Json(agent.sessions.find(&id)?.command(&command_id)?.describe()))
+}
+
+/// `POST /process/session/{id}/command/{command_id}/input`.
+pub(crate) async fn input(
+    State(agent): State<Arc<Agent>>,
+    Path((id, command_id)): Path<(String, String)>,
+    Json(request): Json<SessionInputRequest>,
+) -> Result<StatusCode> {
+    let session = agent.sessions.find(&id)?;
+    let command = session.command(&command_id)?;
+    if session.has_ended() && command.exit_code().is_none() {
+        return Err(Error::gone("SESSION_ENDED", format_args!("session {id} has ended")));
+    }
+    command.send(&request.data).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Query of a log.
+#[derive(Debug, Deserialize)]
+pub(crate) struct LogsQuery {
+    #[serde(default)]
+    follow: bool,
+}
+
+/// A WebSocket upgrade, if the request is one.
+type Upgrade = std::result::Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>;
+
+/// `GET /process/session/{id}/command/{command_id}/logs`.
+pub(crate) async fn logs(
+    State(agent): State<Arc<Agent>>,
+    Path((id, command_id)): Path<(String, String)>,
+    Query(query): Query<LogsQuery>,
+    headers: HeaderMap,
+    upgrade: Upgrade,
+) -> Result<Response> {
+    let command = agent.sessions.find(&id)?.command(&command_id)?;
+    Ok(send_logs(command, &query, &headers, upgrade))
+}
+
+/// `GET /process/session/entrypoint/logs`.
+pub(crate) async fn entrypoint_logs(
+    State(agent): State<Arc<Agent>>,
+    Query(query): Query<LogsQuery>,
+    headers: HeaderMap,
+    upgrade: Upgrade,
+) -> Result<Response> {
+    let command = agent.sessions.find(ENTRYPOINT)?.entrypoint_command()?;
+    Ok(send_logs(command, &query, &headers, upgrade))
+}
+
+fn send_logs(
+    command: Arc<SessionCommand>,
+    query: &LogsQuery,
+    headers: &HeaderMap,
+    upgrade: Upgrade,
+) -> Response {
+    if let Ok(mut upgrade) = upgrade {
+        websocket::select_protocol(&mut upgrade);
+        return upgrade.on_upgrade(move |socket| follow_on_socket(socket, command));
+    }
+    if query.follow {
+        let following = Following::new(command);
+        let chunks = futures::stream::unfold(following, |mut following| async move {
+            let chunk = following.next().await?;
+            Some((Ok::<_, Infallible>(Bytes::from(chunk)), following))
+        });
+        return plain(Body::from_stream(chunks));
+    }
+    let marked = command.output();
+    match Shape::of(headers) {
+        Shape::Combined => plain(Body::from(strip(&marked))),
+        Shape::Marked => plain(Body::from(marked)),
+        Shape::Split => {
+            let (stdout, stderr) = split(&marked);
+            Json(SessionLogs { output: text(marked), stdout: text(stdout), stderr: text(stderr) })
+                .into_response()
+        }
+    }
+}
+
+fn plain(body: Body) -> Response {
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// A reader that follows a command's log to its end.
+struct Following {
+    command: Arc<SessionCommand>,
+    reader: Reader,
+}
+
+impl Following {
+    fn new(command: Arc<SessionCommand>) -> Self {
+        let reader = command.log.attach(0);
+        Self { command, reader }
+    }
+
+    /// The next bytes; `None` when the command has ended and everything was given. Cancel-safe.
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let changed = self.command.log.changed().notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            // Asked before the log is read: what it holds then is everything.
+            let ended = self.command.exit_code().is_some();
+            match self.reader.take(FOLLOW_BYTES, None) {
+                Found::Bytes(_, bytes) => return Some(bytes),
+                Found::Gap(_) => {}
+                Found::Nothing if ended => return None,
+                Found::Nothing => changed.await,
+            }
+        }
+    }
+}
+
+async fn follow_on_socket(mut socket: WebSocket, command: Arc<SessionCommand>) {
+    let mut following = Following::new(command);
+    loop {
+        tokio::select! {
+            // Both arms are cancel-safe.
+            chunk = following.next() => match chunk {
+                Some(chunk) => if socket.send(Message::Binary(chunk.into())).await.is_err() { return },
+                None => break,
+            },
+            message = websocket::receive(&mut socket) => match message {
+                // Clients have nothing to say here.
+                Some(_) => {}
+                None => return,
+            },
+        }
+    }
+    websocket::close(socket, CloseFrame { code: close_code::NORMAL, reason: "".into() }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_decide_the_shape() {
+        for (version, shape) in [
+            ("0.26.9", Shape::Combined),
+            ("0.27.0", Shape::Marked),
+            ("v0.166.3", Shape::Marked),
+            ("0.167.0", Shape::Split),
+            ("0.226.1", Shape::Split),
+            ("1.0.0", Shape::Split),
+            ("0.0.0-dev", Shape::Split),
+            ("nonsense", Shape::Combined),
+        ] {
+            assert_eq!(Shape::of_version(version), shape, "{version}");
+        }
+        assert_eq!(Shape::of(&HeaderMap::new()), Shape::Combined);
+    }
+
+    #[test]
+    fn marked_output_comes_apart() {
+        let marked = b"lost\x01\x01\x01out\x02\x02\x02err\x01\x01\x01more";
+        assert_eq!(split(marked), (b"lostoutmore".to_vec(), b"err".to_vec()));
+        assert_eq!(strip(marked), b"lostouterrmore");
+    }
+}
