@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming};
+use http_body_util::{BodyExt, Limited};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, header::CONTENT_TYPE};
 use sandhaus_protocol::process::Process;
 use sandhaus_sandbox::toolbox::{Body, Toolbox};
 
@@ -16,9 +16,14 @@ pub(crate) async fn processes(toolbox: &Toolbox) -> Result<Vec<Process>> {
     serde_json::from_slice(&whole(body).await?).context("the list of processes is not understood")
 }
 
-/// A request without a body.
-pub(crate) fn no_body() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed()
+/// What a request carries.
+pub(crate) enum Content {
+    /// Nothing.
+    Nothing,
+    /// A JSON document.
+    Json(Vec<u8>),
+    /// Bytes that mean nothing on the way.
+    Bytes(Body),
 }
 
 /// Uses the sandbox, and nothing more: a server counts every call as a use.
@@ -28,19 +33,24 @@ pub(crate) async fn touch(toolbox: &Toolbox) -> Result<()> {
 
 /// Asks the agent; an answer that is not a success is an error.
 pub(crate) async fn get(toolbox: &Toolbox, path_and_query: &str) -> Result<Incoming> {
-    call(toolbox, Method::GET, path_and_query, no_body()).await
+    call(toolbox, Method::GET, path_and_query, Content::Nothing).await
 }
 
 /// Tells the agent to do something; an answer that is not a success is an error.
-pub(crate) async fn post(toolbox: &Toolbox, path_and_query: &str, body: Body) -> Result<()> {
-    let answer = call(toolbox, Method::POST, path_and_query, body).await?;
+pub(crate) async fn post(toolbox: &Toolbox, path_and_query: &str, content: Content) -> Result<()> {
+    let answer = call(toolbox, Method::POST, path_and_query, content).await?;
     // Read to its end, so that the connection serves the next call.
     whole(answer).await.map(drop)
 }
 
-async fn call(toolbox: &Toolbox, method: Method, path_and_query: &str, body: Body) -> Result<Incoming> {
-    let request = Request::builder().method(method).uri(path_and_query).body(body)?;
-    successful(toolbox.send(request).await?).await
+async fn call(toolbox: &Toolbox, method: Method, path_and_query: &str, content: Content) -> Result<Incoming> {
+    let request = Request::builder().method(method).uri(path_and_query);
+    let request = match content {
+        Content::Nothing => request.body(Toolbox::body(Bytes::new())),
+        Content::Json(json) => request.header(CONTENT_TYPE, "application/json").body(Toolbox::body(json)),
+        Content::Bytes(body) => request.header(CONTENT_TYPE, "application/octet-stream").body(body),
+    };
+    successful(toolbox.send(request?).await?).await
 }
 
 /// An answer that is not a success.

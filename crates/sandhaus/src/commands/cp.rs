@@ -19,22 +19,16 @@ use crate::{
     config::Config,
     progress::Progress,
     server::{Server, explain},
-    toolbox::{get, no_body, post, whole},
+    toolbox::{Content, get, post, whole},
     tree::{Directory, Entry, Kind},
     values::Location,
 };
-
-/// Where paths inside are resolved: all of the sandbox, and nothing else.
-const ROOT: &str = "/";
 
 /// Deepest directory that is copied.
 const DEPTH_MAX: usize = 200;
 
 /// Permission bits that are copied; a setuid bit is for the place where it was made.
 const MODE_MASK: u32 = 0o777;
-
-/// Mode of a file that the agent has just written.
-const MODE_WRITTEN: u32 = 0o644;
 
 /// Copies.
 pub(crate) async fn cp(arguments: &CpArguments, config: &Config, quiet: Quiet) -> Result<ExitCode> {
@@ -85,11 +79,12 @@ struct Info {
 
 impl Info {
     fn kind(&self) -> Kind {
+        // Setuid and its like stand before the permissions, so a file is what is nothing else.
         match (&self.link_target, self.mode.as_bytes().first()) {
             (Some(target), _) => Kind::Link(target.clone()),
             (None, _) if self.is_dir => Kind::Directory,
-            (None, Some(b'-')) => Kind::File,
-            (None, _) => Kind::Other,
+            (None, Some(b'p' | b'S' | b'D' | b'L')) => Kind::Other,
+            (None, _) => Kind::File,
         }
     }
 
@@ -147,7 +142,7 @@ impl Inside {
                     ensure!(depth < DEPTH_MAX, "{target} lies deeper than {DEPTH_MAX} directories");
                     let mode = format!("{:04o}", entry.mode & MODE_MASK);
                     let uri = uri("/files/folder", &[("path", &target), ("mode", &mode)]);
-                    post(&self.toolbox, &uri, no_body())
+                    post(&self.toolbox, &uri, Content::Nothing)
                         .await
                         .with_context(|| format!("make directory {target}"))?;
                     let directory = Rc::new(parent.open(&entry.name)?);
@@ -164,22 +159,21 @@ impl Inside {
     async fn upload_file(&self, parent: &Directory, entry: &Entry, target: &str) -> Result<()> {
         let file = parent.open_file(&entry.name)?;
         let body = crate::body::stream(file)?;
-        self.toolbox.write_file(ROOT, target, body).await.with_context(|| format!("write {target}"))?;
-        let mode = entry.mode & MODE_MASK;
-        if mode != MODE_WRITTEN {
-            let uri = uri("/files/permissions", &[("path", target), ("mode", &format!("{mode:04o}"))]);
-            post(&self.toolbox, &uri, no_body())
-                .await
-                .with_context(|| format!("set permissions of {target}"))?;
-        }
-        Ok(())
+        let upload = uri("/files/upload-v2", &[("path", target)]);
+        post(&self.toolbox, &upload, Content::Bytes(body))
+            .await
+            .with_context(|| format!("write {target}"))?;
+        let mode = format!("{:04o}", entry.mode & MODE_MASK);
+        let permissions = uri("/files/permissions", &[("path", target), ("mode", &mode)]);
+        post(&self.toolbox, &permissions, Content::Nothing)
+            .await
+            .with_context(|| format!("set permissions of {target}"))
     }
 
     async fn make_link(&self, path: &str, target: &str) -> Result<()> {
-        let link = Link { root: ROOT.to_owned(), path: path.to_owned(), target: target.to_owned() };
-        let body =
-            http_body_util::Full::from(serde_json::to_vec(&link)?).map_err(|never| match never {}).boxed();
-        post(&self.toolbox, LINK_PATH, body).await.with_context(|| format!("make link {path}"))
+        let link = Link { root: None, path: path.to_owned(), target: target.to_owned() };
+        let content = Content::Json(serde_json::to_vec(&link)?);
+        post(&self.toolbox, LINK_PATH, content).await.with_context(|| format!("make link {path}"))
     }
 
     async fn download(&self, source: &str, destination: &Path) -> Result<()> {
@@ -301,11 +295,10 @@ impl Inside {
     }
 }
 
-/// A call of the files API beneath [`ROOT`].
+/// A call of the files API: paths mean what they mean to the workload.
 fn uri(path: &str, parameters: &[(&str, &str)]) -> String {
-    let mut all = BTreeMap::from([("root", ROOT)]);
-    all.extend(parameters.iter().copied());
-    format!("{path}?{}", Toolbox::query(&all))
+    let parameters: BTreeMap<&str, &str> = parameters.iter().copied().collect();
+    format!("{path}?{}", Toolbox::query(&parameters))
 }
 
 fn is_not_found(error: &anyhow::Error) -> bool {
