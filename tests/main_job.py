@@ -79,6 +79,15 @@ class Server:
             sys.exit(f"the server ended with {self.process.returncode}")
 
 
+    def abandon(self):
+        try:
+            for session in self.call("GET", "/v1/sessions"):
+                self.call("DELETE", "/v1/sessions/" + session["id"])
+        finally:
+            self.process.kill()
+            self.process.wait(60)
+
+
 def left_of(data):
     """Names of everything that still exists of the instance on a data directory."""
     with open(os.path.join(data, "instance")) as file:
@@ -99,6 +108,7 @@ def left_of(data):
 def main(binary):
     data = tempfile.mkdtemp(prefix="sandhaus-run-")
     steps = Steps()
+    server = None
     try:
         server = steps("start the server", lambda: Server(binary, data))
         session = steps("create a sandbox", lambda: server.call("POST", "/v1/sessions", {}))
@@ -121,6 +131,9 @@ def main(binary):
             sys.exit("something is left: " + " ".join(left))
         print("nothing is left: no process, mount, cgroup or file of the sandbox")
     finally:
+        if server and server.process.poll() is None:
+            # The job failed midway: what it made must go all the same.
+            server.abandon()
         shutil.rmtree(data, ignore_errors=True)
 
 

@@ -14,6 +14,9 @@ use rustix::process::Signal;
 
 use crate::process::{self, Handle};
 
+/// What the instance keeps for itself beside its sandboxes' files: a mount point, and disks to copy.
+const INSTANCE_FILES: &[&str] = &["machines/.stage", "disks/.templates"];
+
 /// What exists of an instance. Two of these compare as sets.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct KernelObjects {
@@ -54,7 +57,8 @@ impl KernelObjects {
         found.host_mounts = mounts("/proc/self/mountinfo", data_dir).into_iter().collect();
         found.loop_devices = loop_devices(data_dir);
         for folder in ["machines", "disks", "run"] {
-            found.files.extend(entries(&data_dir.join(folder)));
+            let entries = entries(&data_dir.join(folder)).into_iter();
+            found.files.extend(entries.filter(|path| !INSTANCE_FILES.iter().any(|own| path.ends_with(own))));
         }
         found
     }
