@@ -252,7 +252,7 @@ impl Actor {
             self.seen.row = Row::Gone;
             return;
         }
-        self.seen.failed(step);
+        self.seen.failed();
         match plan::fall_back(step, wanted) {
             // A wish that came meanwhile is newer than what failed.
             Some(goal) if (hopeless || self.failures >= ATTEMPTS_MAX) && self.seen.asked.is_none() => {

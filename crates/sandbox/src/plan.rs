@@ -125,6 +125,8 @@ pub struct Host {
     pub machine: Option<ObservedMachine>,
     /// A file with a memory image is there, whether it counts or not.
     pub image: bool,
+    /// An archive is there, whether it counts or not.
+    pub archive: bool,
 }
 
 /// Whether streams into a sandbox may be open.
@@ -281,7 +283,7 @@ pub fn plan(wanted: &Wanted, seen: &Seen) -> Option<Step> {
     }
     let Some(host) = seen.host else { return Some(Step::Observe) };
     if wanted.goal == Goal::Absent {
-        return Some(towards_absent(wanted, seen, host));
+        return Some(towards_absent(seen, host));
     }
     if host.machine.is_some_and(|machine| machine.generation != wanted.generation) {
         // It belongs to the past, or to a store that was put back: nobody may speak to it, nothing of it counts.
@@ -314,7 +316,7 @@ fn towards_running(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
         Some(RunState::Running) if !seen.greeted || wanted.life != Life::Up(wanted.generation) => {
             Some(Step::Greet)
         }
-        Some(RunState::Running) => host.image.then_some(Step::DropMemory),
+        Some(RunState::Running) => leftovers(wanted, host),
         Some(RunState::Dead) | None => Some(match wanted.life {
             Life::Up(_) => Step::Lower,
             Life::New | Life::Down => start(wanted, seen, host),
@@ -328,7 +330,7 @@ fn start(wanted: &Wanted, seen: &Seen, host: Host) -> Step {
     }
     match wanted.holdings.disk {
         None if !host.disk => Step::Materialize,
-        Some(_) if !host.disk && wanted.archive_counts() => Step::Fetch,
+        Some(_) if !host.disk && wanted.archive_counts() && host.archive => Step::Fetch,
         Some(_) if !host.disk => Step::Lose,
         // A cold start would throw away what the image held without anybody having asked for it.
         _ if wanted.memory_counts() && !host.image => Step::Lose,
@@ -350,6 +352,8 @@ fn towards_paused(seen: &Seen, host: Host) -> Option<Step> {
 fn towards_suspended(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
     match live(host) {
         Some(_) if seen.gate == GateState::Open => Some(Step::CloseGate),
+        // Memory alone is worth nothing.
+        Some(_) if !host.disk => Some(Step::Lose),
         Some(RunState::Running) => Some(Step::Freeze),
         // Captured already, or restored and never thawed: the image holds all that the machine does.
         Some(_) if wanted.memory_counts() && host.image => Some(Step::Stop),
@@ -368,8 +372,19 @@ fn towards_suspended(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
 }
 
 fn towards_stopped(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
-    let missing = wanted.holdings.disk.is_some() && !host.disk && !wanted.archive_counts();
-    without_machine(wanted, seen, host).or((missing && !wanted.lost).then_some(Step::Lose))
+    let archived = wanted.archive_counts() && host.archive;
+    let missing = wanted.holdings.disk.is_some() && !host.disk && !archived;
+    without_machine(wanted, seen, host)
+        .or_else(|| leftovers(wanted, host))
+        .or((missing && !wanted.lost).then_some(Step::Lose))
+}
+
+/// What was made and never counted, or no longer does.
+fn leftovers(wanted: &Wanted, host: Host) -> Option<Step> {
+    if host.image && !wanted.memory_counts() {
+        return Some(Step::DropMemory);
+    }
+    (host.archive && !wanted.archive_counts()).then_some(Step::DropArchive)
 }
 
 fn towards_archived(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
@@ -379,7 +394,7 @@ fn towards_archived(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
     match wanted.holdings.disk {
         // There was never anything to keep.
         None => Some(Step::Lower),
-        Some(_) if wanted.archive_counts() => host.disk.then_some(Step::DropDisk),
+        Some(_) if wanted.archive_counts() && host.archive => host.disk.then_some(Step::DropDisk),
         Some(_) if !host.disk => Some(Step::Lose),
         disk if seen.archived == disk => Some(Step::RecordArchive),
         Some(_) => Some(Step::Archive),
@@ -397,14 +412,14 @@ fn without_machine(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
     host.image.then_some(Step::DropMemory)
 }
 
-fn towards_absent(wanted: &Wanted, seen: &Seen, host: Host) -> Step {
+fn towards_absent(seen: &Seen, host: Host) -> Step {
     if seen.gate == GateState::Open {
         Step::CloseGate
     } else if host.machine.is_some() || host.disk {
         Step::Destroy
     } else if host.image {
         Step::DropMemory
-    } else if wanted.holdings.archive.is_some() {
+    } else if host.archive {
         Step::DropArchive
     } else {
         Step::Forget
@@ -486,9 +501,13 @@ impl Seen {
             Step::OpenGate => self.gate = GateState::Open,
             Step::CloseGate => self.gate = GateState::Closed,
             Step::Greet => self.greeted = true,
-            Step::Archive => self.archived = wanted.holdings.disk,
-            Step::RecordArchive => self.archived = None,
-            Step::RecordMemory => self.captured = None,
+            Step::Archive => {
+                self.archived = wanted.holdings.disk;
+                // The number has been used after all: an archive has it.
+                self.raised = false;
+            }
+            Step::RecordArchive | Step::DropArchive => self.archived = None,
+            Step::RecordMemory | Step::DropMemory => self.captured = None,
             Step::Start | Step::Restore => {
                 self.raised = false;
                 self.greeted = false;
@@ -506,10 +525,8 @@ impl Seen {
             | Step::Fetch
             | Step::Commit
             | Step::RetireMemory
-            | Step::DropMemory
             | Step::DropDisk
             | Step::Destroy
-            | Step::DropArchive
             | Step::Lower
             | Step::Lose => {}
         }
@@ -520,6 +537,8 @@ impl Seen {
             Step::Restore | Step::Freeze => host.machine = machine(RunState::Frozen),
             Step::CaptureMemory => host.image = true,
             Step::DropMemory => host.image = false,
+            Step::Archive => host.archive = true,
+            Step::DropArchive => host.archive = false,
             Step::Stop => host.machine = None,
             Step::DropDisk | Step::Destroy => {
                 host.disk = false;
@@ -535,9 +554,7 @@ impl Seen {
             | Step::CloseGate
             | Step::RecordMemory
             | Step::RetireMemory
-            | Step::Archive
             | Step::RecordArchive
-            | Step::DropArchive
             | Step::Lower
             | Step::Lose
             | Step::Forget => {}
@@ -545,14 +562,12 @@ impl Seen {
     }
 
     /// What is known once a step failed: it may have done its work or not, so the host is looked at again.
-    pub fn failed(&mut self, step: Step) {
+    pub fn failed(&mut self) {
         self.host = None;
         self.captured = None;
         self.archived = None;
         self.greeted = false;
-        if matches!(step, Step::Start | Step::Restore) {
-            self.raised = false;
-        }
+        self.raised = false;
     }
 }
 
@@ -621,3 +636,5 @@ pub enum Failed {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod world;

@@ -522,6 +522,7 @@ async fn adopt(shared: &Arc<Shared>, rows: Vec<Sandbox>) -> Result<()> {
                 disk: observed.as_ref().is_some_and(|observed| observed.disk.is_some()),
                 machine: observed.and_then(|observed| observed.machine),
                 image: false,
+                archive: false,
             });
         }
         let row = Arc::new(row);

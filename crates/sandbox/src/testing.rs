@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     engine::*,
-    error::Result,
+    error::{Error, Result},
     instance::Instance,
     service::{CreateSandbox, Defaults, Service, ServiceConfig},
     types::*,
@@ -556,9 +556,31 @@ pub fn request() -> CreateSandbox {
     }
 }
 
-/// A service on `engine` whose clock is the runtime's, so that paused time also moves deadlines.
+/// A catalogue that the tests of one build share, with the image `host`: making that takes a second. It lies beside the
+/// test binaries, so it is made once and goes with them.
+pub fn images() -> Result<Catalogue> {
+    static IMAGES: Mutex<Option<Catalogue>> = Mutex::new(None);
+    let mut images = IMAGES.lock().unwrap_or_else(PoisonError::into_inner);
+    if images.is_none() {
+        let binary = std::env::current_exe().map_err(|error| Error::internal("find this binary", error))?;
+        *images = Some(Catalogue::open(&binary.with_file_name("test-images"))?);
+    }
+    Ok(images.clone().expect("just made"))
+}
+
+/// A service on `engine` and the shared [`images`], whose clock is the runtime's, so that paused time also moves
+/// deadlines.
 pub async fn open(instance: Instance, config: ServiceConfig, engine: FakeEngine) -> Result<Service> {
-    let images = Catalogue::open(&instance.dir().join("images"))?;
+    open_with(instance, config, engine, images()?).await
+}
+
+/// The same on a catalogue of its own.
+pub async fn open_with(
+    instance: Instance,
+    config: ServiceConfig,
+    engine: FakeEngine,
+    images: Catalogue,
+) -> Result<Service> {
     let engine: Arc<dyn Engine> = Arc::new(engine);
     let engines = BTreeMap::from([(EngineName(ENGINE.to_owned()), engine)]);
     // Each service of a test goes on where the former one's clock stood.

@@ -161,6 +161,8 @@ impl Actor {
             disk: observed.as_ref().is_some_and(|observed| observed.disk.is_some()),
             machine: observed.and_then(|observed| observed.machine),
             image,
+            // There is no snapshot store yet.
+            archive: false,
         });
         Ok(())
     }

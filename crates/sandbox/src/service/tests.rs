@@ -21,6 +21,7 @@ struct House {
     dir: TempDir,
     engine: FakeEngine,
     config: ServiceConfig,
+    images: Catalogue,
 }
 
 impl House {
@@ -30,12 +31,14 @@ impl House {
 
     fn with(engine: FakeEngine) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
-        Self { dir, engine, config: testing::config() }
+        let images = testing::images().expect("opens");
+        Self { dir, engine, config: testing::config(), images }
     }
 
     async fn open(&self) -> Service {
         let instance = Instance::acquire(self.dir.path()).expect("free");
-        testing::open(instance, self.config.clone(), self.engine.clone()).await.expect("opens")
+        let (config, engine, images) = (self.config.clone(), self.engine.clone(), self.images.clone());
+        testing::open_with(instance, config, engine, images).await.expect("opens")
     }
 
     /// One life of a server, on a runtime of its own: what is left of `life` when it returns is dropped where it is,
@@ -719,7 +722,9 @@ async fn a_stop_lets_requests_end_for_a_while_and_then_cuts_them() {
 
 #[tokio::test(start_paused = true)]
 async fn use_of_resources_and_images_come_through() {
-    let house = House::new();
+    let mut house = House::new();
+    // It changes the catalogue.
+    house.images = Catalogue::open(&house.dir.path().join("images")).expect("opens");
     let service = house.open().await;
     let id = create(&service).await;
     let stats = Stats { memory_bytes: 5, pids: 2, ..Stats::default() };
