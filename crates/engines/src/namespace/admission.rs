@@ -58,7 +58,8 @@ pub(super) fn layer_mapping_of(kernel: (u32, u32)) -> LayerMapping {
 pub(super) fn kernel_version() -> (u32, u32) {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
-    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(|text| text.parse().unwrap_or(0));
+    let mut numbers =
+        release.split(|character: char| !character.is_ascii_digit()).map(|text| text.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
@@ -108,7 +109,9 @@ pub(super) fn check(spec: &MachineSpec) -> EngineResult<()> {
         if !mount.source.is_absolute() {
             return invalid(format!("mount source {} is not absolute", mount.source.display()));
         }
-        if !is_plain(Path::new(&mount.target)) || RESERVED_TARGETS.iter().any(|reserved| lies_in(&mount.target, reserved)) {
+        if !is_plain(Path::new(&mount.target))
+            || RESERVED_TARGETS.iter().any(|reserved| lies_in(&mount.target, reserved))
+        {
             return invalid(format!("mount target {} is not allowed", mount.target));
         }
     }
@@ -183,7 +186,8 @@ pub(super) fn explain(error: LaunchError, spec: &MachineSpec) -> EngineError {
     let at = |area: &str, step: &str| failure.area == area && failure.step == step;
     let subject = failure.subject.as_deref().unwrap_or("");
     if at(LaunchStep::AREA, LaunchStep::Mounts.name()) {
-        let source = spec.mounts.iter().find(|mount| mount.target == subject).map(|mount| mount.source.display());
+        let source =
+            spec.mounts.iter().find(|mount| mount.target == subject).map(|mount| mount.source.display());
         let source = source.map(|source| source.to_string()).unwrap_or_default();
         match failure.errno {
             libc::ENOENT | libc::ENOTDIR => {
@@ -205,9 +209,9 @@ pub(super) fn explain(error: LaunchError, spec: &MachineSpec) -> EngineError {
         libc::ENOMEM => EngineError::Exhausted("memory".to_owned()),
         libc::EMFILE | libc::ENFILE => EngineError::Exhausted("open files".to_owned()),
         libc::EAGAIN => EngineError::Exhausted("processes".to_owned()),
-        libc::ECHILD if spec.resources.memory_bytes != 0 => {
-            EngineError::Invalid("the machine ended before it was up; its memory limit may be too low".to_owned())
-        }
+        libc::ECHILD if spec.resources.memory_bytes != 0 => EngineError::Invalid(
+            "the machine ended before it was up; its memory limit may be too low".to_owned(),
+        ),
         _ => {
             let what = format!("start machine ({} {})", failure.area, failure.step);
             EngineError::host(what, failure)

@@ -97,12 +97,15 @@ impl Cgroups {
                 return Ok(Home::Unified);
             }
             let Some(mount) = found.legacy_of(controller) else {
-                return Err(EngineError::Unsupported(format!("a host without the cgroup controller {controller}")));
+                return Err(EngineError::Unsupported(format!(
+                    "a host without the cgroup controller {controller}"
+                )));
             };
             if let Some(index) = legacy.iter().position(|(path, _)| path == mount) {
                 return Ok(Home::Legacy(index));
             }
-            let hierarchy = enter(mount, instance, &[]).map_err(|error| EngineError::host("make cgroups", error))?;
+            let hierarchy =
+                enter(mount, instance, &[]).map_err(|error| EngineError::host("make cgroups", error))?;
             legacy.push((mount.to_owned(), hierarchy));
             Ok(Home::Legacy(legacy.len() - 1))
         };
@@ -112,9 +115,9 @@ impl Cgroups {
             None => (Some(home("freezer")?), Some(home("cpuacct")?)),
         };
         let unified = match &found.unified {
-            Some(unified) => {
-                Some(enter_unified(unified, instance).map_err(|error| EngineError::host("make cgroups", error))?)
-            }
+            Some(unified) => Some(
+                enter_unified(unified, instance).map_err(|error| EngineError::host("make cgroups", error))?,
+            ),
             None => None,
         };
         let legacy = legacy.into_iter().map(|(_, hierarchy)| hierarchy).collect();
@@ -166,7 +169,11 @@ impl Cgroups {
             None => None,
         };
         let tasks = format!("{name}/tasks");
-        let tasks = self.legacy.iter().map(|hierarchy| open(hierarchy, &tasks, OFlags::WRONLY)).collect::<Result<_, _>>();
+        let tasks = self
+            .legacy
+            .iter()
+            .map(|hierarchy| open(hierarchy, &tasks, OFlags::WRONLY))
+            .collect::<Result<_, _>>();
         Ok(Entrance { unified, tasks: tasks? })
     }
 
@@ -175,7 +182,9 @@ impl Cgroups {
         self.limit_cpu(name, resources.cpu_millis)
             .and_then(|()| self.limit_memory(name, resources.memory_bytes))
             .and_then(|()| self.limit_pids(name, resources.pids))
-            .map_err(|error| if is_gone(&error) { EngineError::NotFound } else { EngineError::host("set limits", error) })
+            .map_err(|error| {
+                if is_gone(&error) { EngineError::NotFound } else { EngineError::host("set limits", error) }
+            })
     }
 
     /// Sets the limits of a fresh cgroup, which has none yet.
@@ -268,14 +277,22 @@ impl Cgroups {
     }
 
     /// Kills everything in a machine's cgroups and waits until they are empty. Absent is success.
-    pub(super) fn kill(&self, name: &str) -> EngineResult<()> {
-        self.kill_all(name).map_err(|error| EngineError::host("kill machine", error))
+    ///
+    /// `first` is the machine's first process where it is known: its end comes after that of all others, and is told
+    /// at once, while the kernel tells of a cgroup that becomes empty only so often.
+    pub(super) fn kill(&self, name: &str, first: Option<&OwnedFd>) -> EngineResult<()> {
+        self.kill_all(name, first).map_err(|error| EngineError::host("kill machine", error))
     }
 
-    fn kill_all(&self, name: &str) -> io::Result<()> {
+    fn kill_all(&self, name: &str, first: Option<&OwnedFd>) -> io::Result<()> {
         if self.unified.is_some() {
             match self.write(Home::Unified, name, "cgroup.kill", "1") {
-                Ok(()) => self.await_event(name, "populated", "0").or_else(ignore_absent)?,
+                Ok(()) => {
+                    if let Some(first) = first {
+                        await_end(first)?;
+                    }
+                    self.await_event(name, "populated", "0").or_else(ignore_absent)?;
+                }
                 // Before Linux 5.14, or the cgroup is gone.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(error) if is_gone(&error) => {}
@@ -345,7 +362,8 @@ impl Cgroups {
     pub(super) fn processes(&self, name: &str) -> EngineResult<Vec<Pid>> {
         let mut all = Vec::new();
         for home in self.homes() {
-            let found = self.processes_in(home, name).map_err(|error| EngineError::host("list processes", error))?;
+            let found =
+                self.processes_in(home, name).map_err(|error| EngineError::host("list processes", error))?;
             all.extend(found.into_iter().filter(|pid| !all.contains(pid)).collect::<Vec<_>>());
             if home == Home::Unified && !all.is_empty() {
                 break;
@@ -496,6 +514,16 @@ fn enter_unified(unified: &Unified, instance: &str) -> io::Result<Hierarchy> {
         }
     }
     enter(&unified.base, instance, &unified.controllers)
+}
+
+/// Waits for the end of a process, at most [`SETTLE_MAX`].
+fn await_end(process: &OwnedFd) -> io::Result<()> {
+    let timeout = Timespec::try_from(SETTLE_MAX).ok();
+    match rustix::event::poll(&mut [PollFd::new(process, PollFlags::IN)], timeout.as_ref()) {
+        // What did not end in time is looked at again by the caller.
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The number behind a key in a flat file.

@@ -37,7 +37,8 @@ impl Found {
     /// The hierarchy of version 1 that has a controller.
     pub(super) fn legacy_of(&self, controller: &str) -> Option<&Path> {
         let mut all = self.legacy.iter();
-        all.find(|(_, controllers)| controllers.iter().any(|name| name == controller)).map(|(path, _)| path.as_path())
+        all.find(|(_, controllers)| controllers.iter().any(|name| name == controller))
+            .map(|(path, _)| path.as_path())
     }
 
     /// In words for people.
@@ -62,7 +63,9 @@ pub(super) fn find() -> EngineResult<Found> {
     let mut found = Found::default();
     for (mount, kind, options) in mounts.lines().filter_map(parse_mount) {
         match kind {
-            "cgroup2" if found.unified.is_none() => found.unified = Some(unified(&mount, &own).map_err(host)?),
+            "cgroup2" if found.unified.is_none() => {
+                found.unified = Some(unified(&mount, &own).map_err(host)?)
+            }
             "cgroup" => found.legacy.push((mount, options.split(',').map(str::to_owned).collect())),
             _ => {}
         }
@@ -87,13 +90,17 @@ fn unescape(text: &str) -> String {
 
 fn unified(mount: &Path, own: &str) -> io::Result<Unified> {
     let available = fs_err::read_to_string(mount.join("cgroup.controllers"))?;
-    let controllers: Vec<&'static str> =
-        CONTROLLERS.iter().filter(|name| available.split_whitespace().any(|word| word == **name)).copied().collect();
+    let controllers: Vec<&'static str> = CONTROLLERS
+        .iter()
+        .filter(|name| available.split_whitespace().any(|word| word == **name))
+        .copied()
+        .collect();
     let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
     // A server that was restarted in its leaf belongs to the cgroup above.
     let own = own.strip_suffix("/server").unwrap_or(own);
     let own = mount.join(own.trim_start_matches('/'));
-    let delegated = own != *mount && ["trusted.delegate", "user.delegate"].iter().any(|name| is_delegated(&own, name));
+    let delegated =
+        own != *mount && ["trusted.delegate", "user.delegate"].iter().any(|name| is_delegated(&own, name));
     Ok(Unified { base: if delegated { own } else { mount.to_owned() }, controllers, delegated })
 }
 

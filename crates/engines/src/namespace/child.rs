@@ -211,7 +211,11 @@ impl Child {
         Ok(())
     }
 
-    fn step<T>(&mut self, step: ChildStep, act: impl FnOnce(&Self) -> Result<T, Trouble>) -> Result<T, Trouble> {
+    fn step<T>(
+        &mut self,
+        step: ChildStep,
+        act: impl FnOnce(&Self) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
         self.at = step;
         self.at(step, Moment::Before)?;
         let done = act(self)?;
@@ -232,7 +236,8 @@ impl Child {
         self.step(ChildStep::CgroupNamespace, |_| Ok(sys::unshare(libc::CLONE_NEWCGROUP)?))?;
         self.step(ChildStep::Hostname, |_| Ok(rustix::system::sethostname(request.hostname.as_bytes())?))?;
         self.step(ChildStep::Loopback, |_| Ok(sys::raise_loopback()?))?;
-        let proc = self.step(ChildStep::Proc, |_| Ok(mounting::new_file_system("proc", &[], kernel_flags())?))?;
+        let proc =
+            self.step(ChildStep::Proc, |_| Ok(mounting::new_file_system("proc", &[], kernel_flags())?))?;
         let sys = self.step(ChildStep::Sys, |_| Ok(mount_sys()))?;
         let gifts = self.step(ChildStep::Receive, |child| child.receive(request))?;
         self.step(ChildStep::Identity, |_| become_root())?;
@@ -256,7 +261,12 @@ impl Child {
 
     /// Puts the descriptors where the agent expects them and closes all others. The socket itself moves, so this is no
     /// plain step.
-    fn arrange_descriptors(&mut self, listener: OwnedFd, boot: OwnedFd, agent: OwnedFd) -> Result<OwnedFd, Trouble> {
+    fn arrange_descriptors(
+        &mut self,
+        listener: OwnedFd,
+        boot: OwnedFd,
+        agent: OwnedFd,
+    ) -> Result<OwnedFd, Trouble> {
         self.at = ChildStep::Descriptors;
         self.at(ChildStep::Descriptors, Moment::Before)?;
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
@@ -508,7 +518,10 @@ fn set_limits() -> Result<(), Trouble> {
     sys::raise_limit(Resource::Nofile, confinement::OPEN_FILES_MAX)?;
     // Processes are counted by the cgroup; the kernel's own count is per user and would only surprise.
     sys::raise_limit(Resource::Nproc, u64::MAX)?;
-    rustix::process::setrlimit(Resource::Core, rustix::process::Rlimit { current: Some(0), maximum: Some(0) })?;
+    rustix::process::setrlimit(
+        Resource::Core,
+        rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
+    )?;
     Ok(())
 }
 

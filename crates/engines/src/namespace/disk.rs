@@ -128,7 +128,8 @@ impl Layout<'_> {
         make_directory(upper.as_fd(), "etc", self.base)?;
         let etc = sys::open_beneath(upper.as_fd(), Path::new("etc"), OFlags::PATH | OFlags::DIRECTORY)?;
         let name = self.hostname;
-        let hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
+        let hosts =
+            format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
         for (file, text) in [
             ("hosts", &*hosts),
             ("hostname", &format!("{name}\n")),
@@ -223,7 +224,9 @@ impl Disks {
         match rustix::fs::readlinkat(&self.directory, format!("{id}/{name}"), Vec::new()) {
             Ok(text) => match text.to_str().ok().and_then(Record::parse) {
                 Some(record) => Ok(Some(record)),
-                None => Err(EngineError::host("read disk record", io::Error::from(io::ErrorKind::InvalidData))),
+                None => {
+                    Err(EngineError::host("read disk record", io::Error::from(io::ErrorKind::InvalidData)))
+                }
             },
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(error) => Err(EngineError::host("read disk record", error)),
@@ -257,15 +260,17 @@ impl Disks {
             return Ok(());
         }
         let host = |what: &'static str| move |error: io::Error| failure(what, error);
-        steps::pass(MaterializeStep::Clear, || {
-            if self.exists(id) { self.remove(id) } else { Ok(()) }
-        })?;
+        steps::pass(MaterializeStep::Clear, || if self.exists(id) { self.remove(id) } else { Ok(()) })?;
         let kind = if spec.resources.disk_bytes == 0 { Kind::Directory } else { Kind::Image };
         let slot = self.take_slot()?;
         let base = slot.base();
         let directory = steps::pass(MaterializeStep::Directory, || {
             rustix::fs::mkdirat(&self.directory, id.as_str(), Mode::from_raw_mode(0o700))?;
-            sys::open_beneath(self.directory.as_fd(), Path::new(id.as_str()), OFlags::PATH | OFlags::DIRECTORY)
+            sys::open_beneath(
+                self.directory.as_fd(),
+                Path::new(id.as_str()),
+                OFlags::PATH | OFlags::DIRECTORY,
+            )
         })
         .map_err(host("make disk"))?;
         let workload = base + confinement::workload_id(spec.security);
@@ -274,7 +279,8 @@ impl Disks {
             Kind::Directory => layout.lay_directories(directory.as_fd()).map_err(host("make disk")),
             Kind::Image => {
                 let image = self.path_of(id).join(IMAGE);
-                image_file::make(&self.templates(), &image, spec.resources.disk_bytes).map_err(host("make disk"))
+                image_file::make(&self.templates(), &image, spec.resources.disk_bytes)
+                    .map_err(host("make disk"))
             }
         })?;
         steps::pass(MaterializeStep::Identity, || match kind {
@@ -393,7 +399,15 @@ mod tests {
             let record = Record { generation: Generation(7), base: BASE_FIRST + 3 * IDS_PER_SANDBOX, kind };
             assert_eq!(Record::parse(&record.to_text()), Some(record));
         }
-        for text in ["", "1", "1 0x40000000", "1 0x40000000 other", "x 0x40000000 image", "1 2 image", "1 0x1 image x"] {
+        for text in [
+            "",
+            "1",
+            "1 0x40000000",
+            "1 0x40000000 other",
+            "x 0x40000000 image",
+            "1 2 image",
+            "1 0x1 image x",
+        ] {
             assert_eq!(Record::parse(text), None, "{text:?}");
         }
     }

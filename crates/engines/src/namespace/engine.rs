@@ -17,8 +17,8 @@ use rustix::{
 };
 use sandhaus_sandbox::{
     engine::{
-        Boot, Capabilities, Capture, Change, Engine, EngineError, EngineResult, ExitLog, GuestPort, GuestStream,
-        MachineSpec, Observed, ObservedMachine, Res, RunState, StopMode,
+        Boot, Capabilities, Capture, Change, Engine, EngineError, EngineResult, ExitLog, GuestPort,
+        GuestStream, MachineSpec, Observed, ObservedMachine, Res, RunState, StopMode,
     },
     types::{GuestOs, NetworkPolicy, SandboxId, Stats},
 };
@@ -33,8 +33,9 @@ use super::{
     cgroup::Cgroups,
     dial, disk,
     disk::Disks,
-    image_file, layer_copy,
+    image_file,
     launcher_client::{LaunchError, LauncherClient},
+    layer_copy,
     machine::{self, MachineName, Machines},
     removal,
     steps::{self, DestroyStep, LaunchStep, Moment, StartStep, Step, StopStep},
@@ -226,7 +227,12 @@ impl Engine for NamespaceEngine {
                 if let Some(launcher) = inner.launcher.lock().await.take() {
                     launcher.end().await;
                 }
-                inner.block(|inner| Ok(inner.cgroups.close())).await
+                inner
+                    .block(|inner| {
+                        inner.cgroups.close();
+                        Ok(())
+                    })
+                    .await
             })
         })
     }
@@ -270,7 +276,8 @@ impl Inner {
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Self>) -> EngineResult<T> + Send + 'static,
     ) -> EngineResult<T> {
-        let _permit = self.blocking.acquire().await.map_err(|error| EngineError::host("wait for a turn", error))?;
+        let _permit =
+            self.blocking.acquire().await.map_err(|error| EngineError::host("wait for a turn", error))?;
         let inner = Arc::clone(self);
         tokio::task::spawn_blocking(move || work(&inner))
             .await
@@ -313,7 +320,6 @@ impl Inner {
     }
 
     /// Looks for a running machine of a sandbox, newest first, and holds its first process.
-    #[expect(clippy::type_complexity, reason = "a name and what holds it")]
     fn hold_running(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -409,7 +415,8 @@ impl Inner {
 
     fn copy_layers(&self, spec: &MachineSpec, base: u32) -> EngineResult<Vec<std::path::PathBuf>> {
         let into = self.disks.path_of(&spec.id).join(disk::LAYERS);
-        layer_copy::copy_all(&spec.tree.layers, &into, base).map_err(|error| disk::failure("copy image", error))
+        layer_copy::copy_all(&spec.tree.layers, &into, base)
+            .map_err(|error| disk::failure("copy image", error))
     }
 
     /// The launcher's part, and holding what it made.
@@ -460,7 +467,8 @@ impl Inner {
             self.terminate(id).await?;
         }
         let id = id.clone();
-        self.block(move |inner| inner.machines.names_of(&id).iter().try_for_each(|name| inner.clear(name))).await
+        self.block(move |inner| inner.machines.names_of(&id).iter().try_for_each(|name| inner.clear(name)))
+            .await
     }
 
     /// Asks the agent to end everything, and waits a while for it.
@@ -493,7 +501,9 @@ impl Inner {
     /// Kills what runs under a name and removes all that bears it.
     fn clear(&self, name: &MachineName) -> EngineResult<()> {
         let text = name.to_string();
-        steps::pass(StopStep::Kill, || self.cgroups.kill(&text))?;
+        let held = self.machines.running(&name.id).filter(|(running, _)| running == name);
+        let first = held.as_ref().map(|(_, process)| process.get_ref());
+        steps::pass(StopStep::Kill, || self.cgroups.kill(&text, first))?;
         steps::pass(StopStep::Cgroups, || self.cgroups.remove(&text))?;
         steps::pass(StopStep::Directory, || {
             let machines = self.machines.directory(name);
@@ -532,4 +542,3 @@ impl LaunchFailure {
             && matches!(self.errno, libc::EINVAL | libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP)
     }
 }
-

@@ -23,8 +23,9 @@ const COPY_BYTES_MAX: usize = 1 << 30;
 
 /// How disks are limited here, in words for people; `None` where they cannot be.
 pub(super) fn way() -> Option<&'static str> {
-    let formatter = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("mkfs.ext4").is_file()));
+    let formatter = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|directory| directory.join("mkfs.ext4").is_file())
+    });
     (formatter && Path::new("/dev/loop-control").exists()).then_some("ext4 in sparse files on loop devices")
 }
 

@@ -21,7 +21,7 @@ use rustix::{
     io::Errno,
     mount::{MountAttrFlags, MountPropagationFlags},
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType},
-    process::{Pid, Signal},
+    process::{Pid, Signal, WaitIdOptions},
 };
 
 use super::{
@@ -282,12 +282,8 @@ impl Launcher {
         request: &LaunchRequest,
         descriptors: LaunchDescriptors,
     ) -> io::Result<(Pid, OwnedFd, OwnedFd)> {
-        let (ours, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let unified = descriptors.unified.as_ref().map(AsFd::as_fd);
         match sys::clone3(NAMESPACES, unified)? {
             Clone::Parent(pid, pidfd) => Ok((pid, pidfd, ours)),
@@ -307,7 +303,10 @@ impl Launcher {
 
     /// Everything the child attaches, in the order it expects.
     fn prepare(&self, request: &LaunchRequest, disk: &Place, pid: Pid) -> Result<Vec<OwnedFd>, Trouble> {
-        let user_namespace = pass(LaunchStep::Map, || map_ids(pid, &[(0, request.base, IDS_PER_SANDBOX)]))?;
+        let user_namespace = pass(LaunchStep::Map, || {
+            let map = [(0, request.base, IDS_PER_SANDBOX)];
+            map_ids(pid, &map, &map)
+        })?;
         let layers = pass(LaunchStep::Layers, || open_layers(request, &user_namespace))?;
         let root = pass(LaunchStep::Overlay, || self.stage.overlay(request, &layers, disk))?;
         drop(layers);
@@ -355,42 +354,42 @@ impl Building {
     }
 }
 
+/// First id inside, first id outside, how many.
+type IdRange = (u32, u32, u32);
+
 /// Writes the id maps of a process in a fresh user namespace and opens that namespace.
-fn map_ids(pid: Pid, map: &[(u32, u32, u32)]) -> io::Result<OwnedFd> {
+fn map_ids(pid: Pid, users: &[IdRange], groups: &[IdRange]) -> io::Result<OwnedFd> {
     let path = format!("/proc/{}", pid.as_raw_nonzero());
     let process = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let lines: String =
-        map.iter().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect();
-    for name in ["uid_map", "gid_map"] {
+    for (name, map) in [("uid_map", users), ("gid_map", groups)] {
+        let lines: String =
+            map.iter().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect();
         let file = rustix::fs::openat(&process, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(file, lines.as_bytes())?;
     }
     Ok(rustix::fs::openat(&process, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// A user namespace that shows one user and one group of the host as another; nobody lives in it.
-fn owner_namespace(shown: (u32, u32), owner: u32) -> io::Result<OwnedFd> {
+/// A user namespace in which nobody lives, for its id maps.
+pub(super) fn empty_namespace(users: &[IdRange], groups: &[IdRange]) -> io::Result<OwnedFd> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     match sys::clone3(libc::CLONE_NEWUSER, None)? {
         Clone::Child => {
             drop(ours);
-            // Lives until the launcher has what it wanted, or is gone.
+            // Lives until its maker has what it wanted, or is gone. It touches nothing that another thread of a
+            // larger process could have locked.
             let _ = rustix::net::recv(&theirs, &mut [0_u8; 1][..], RecvFlags::empty());
             sys::exit_now(0)
         }
-        Clone::Parent(pid, _pidfd) => {
+        Clone::Parent(pid, pidfd) => {
             drop(theirs);
-            let path = format!("/proc/{}", pid.as_raw_nonzero());
-            for (name, inside) in [("uid_map", shown.0), ("gid_map", shown.1)] {
-                let file =
-                    rustix::fs::open(format!("{path}/{name}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-                rustix::io::write(file, format!("{inside} {owner} 1\n").as_bytes())?;
-            }
-            let namespace =
-                rustix::fs::open(format!("{path}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let namespace = map_ids(pid, users, groups);
             drop(ours);
-            Ok(namespace)
+            // Already reaped by the kernel in the launcher; elsewhere it would linger.
+            let _ =
+                rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+            namespace
         }
     }
 }
@@ -431,7 +430,7 @@ fn open_mount(source: &Path, owner: u32) -> io::Result<OwnedFd> {
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     let mount = mounting::copy_mount(CWD, source, Reach::Tree)?;
     let status = rustix::fs::statat(&mount, "", rustix::fs::AtFlags::EMPTY_PATH)?;
-    let namespace = owner_namespace((status.st_uid, status.st_gid), owner)?;
+    let namespace = empty_namespace(&[(status.st_uid, owner, 1)], &[(status.st_gid, owner, 1)])?;
     let change = MountChange::Map(flags, namespace.as_fd());
     match sys::change_mount(mount.as_fd(), change, Reach::Tree) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -465,7 +464,13 @@ impl Stage {
         let devices = rustix::fs::openat(&directory, "dev", device_flags, Mode::empty())?;
         for &(name, major, minor) in DEVICES {
             let number = rustix::fs::makedev(major, minor);
-            rustix::fs::mknodat(&devices, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number)?;
+            rustix::fs::mknodat(
+                &devices,
+                name,
+                FileType::CharacterDevice,
+                Mode::from_raw_mode(0o666),
+                number,
+            )?;
         }
         for &(target, name) in DEVICE_LINKS {
             rustix::fs::symlinkat(target, &devices, name)?;

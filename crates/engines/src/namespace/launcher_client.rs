@@ -62,13 +62,9 @@ impl LauncherClient {
     /// Starts a launcher.
     pub(super) fn spawn(binary: &Path, stage: &Path) -> EngineResult<Self> {
         let host = |error: io::Error| EngineError::host("start launcher", error);
-        let (ours, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|error| host(error.into()))?;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|error| host(error.into()))?;
         // Only our side: the launcher's own waits in poll.
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| host(error.into()))?;
         let mut command = Command::new(binary);
@@ -105,8 +101,8 @@ impl LauncherClient {
     ) -> Result<OwnedFd, LaunchError> {
         let tag = self.tags.fetch_add(1, Ordering::Relaxed);
         request.tag = tag;
-        let packet =
-            serde_json::to_vec(&request).map_err(|error| LaunchError::Unreachable(io::Error::other(error)))?;
+        let packet = serde_json::to_vec(&request)
+            .map_err(|error| LaunchError::Unreachable(io::Error::other(error)))?;
         if packet.len() > wire::PACKET_BYTES_MAX {
             return Err(LaunchError::Unreachable(io::ErrorKind::ArgumentListTooLong.into()));
         }
@@ -151,7 +147,9 @@ async fn read_answers(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Pending>) {
     let mut buffer = vec![0; REPLY_BYTES_MAX];
     loop {
         let received = socket
-            .async_io(Interest::READABLE, |socket| wire::receive(socket.as_fd(), &mut buffer, RecvFlags::DONTWAIT))
+            .async_io(Interest::READABLE, |socket| {
+                wire::receive(socket.as_fd(), &mut buffer, RecvFlags::DONTWAIT)
+            })
             .await;
         let (bytes, descriptors) = match received {
             Ok((0, _)) => break,
@@ -169,7 +167,8 @@ async fn read_answers(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Pending>) {
                 break;
             }
         };
-        let waiting = pending.lock().expect("no holder panics").as_mut().and_then(|all| all.remove(&reply.tag));
+        let waiting =
+            pending.lock().expect("no holder panics").as_mut().and_then(|all| all.remove(&reply.tag));
         if let Some(waiting) = waiting {
             // Whoever asked may have given up; the machine is found by the next survey then.
             let _ = waiting.send((reply.outcome, descriptors.into_iter().next()));

@@ -149,8 +149,7 @@ impl Machines {
         process: OwnedFd,
         cgroups: &Arc<Cgroups>,
     ) -> EngineResult<Arc<AsyncFd<OwnedFd>>> {
-        let process = sys::watched(process)
-            .map_err(|error| EngineError::host("watch machine", error))?;
+        let process = sys::watched(process).map_err(|error| EngineError::host("watch machine", error))?;
         let process = Arc::new(process);
         {
             let mut all = self.known.lock().expect("no holder panics");
@@ -242,9 +241,19 @@ mod tests {
 
     #[test]
     fn names_are_read_as_they_are_written() {
-        let name = MachineName { id: SandboxId::parse("0123abcd-4ef").expect("an id"), generation: Generation(12) };
+        let name =
+            MachineName { id: SandboxId::parse("0123abcd-4ef").expect("an id"), generation: Generation(12) };
         assert_eq!(MachineName::parse(&name.to_string()), Some(name));
-        for text in ["", "0123abcd-4ef", "0123abcd-4ef.", "0123abcd-4ef.01", "0123abcd-4ef.+1", "x.1", ".stage", "../x.1"] {
+        for text in [
+            "",
+            "0123abcd-4ef",
+            "0123abcd-4ef.",
+            "0123abcd-4ef.01",
+            "0123abcd-4ef.+1",
+            "x.1",
+            ".stage",
+            "../x.1",
+        ] {
             assert_eq!(MachineName::parse(text), None, "{text:?}");
         }
     }

@@ -44,7 +44,8 @@ pub(super) fn new_file_system(
 
 /// Copies the mount at a path as one that is attached nowhere.
 pub(super) fn copy_mount(directory: impl AsFd, path: impl Arg, reach: Reach) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if reach == Reach::Tree {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }

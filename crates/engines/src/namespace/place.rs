@@ -44,9 +44,10 @@ impl Place {
             DiskPlace::Directory(path) if request.mapping == LayerMapping::Detached => {
                 Directory { descriptor: mounting::copy_mount(CWD, path, Reach::One)?, attached: false }
             }
-            DiskPlace::Directory(path) => {
-                Directory { descriptor: rustix::fs::openat(CWD, path, FLAGS, Mode::empty())?, attached: false }
-            }
+            DiskPlace::Directory(path) => Directory {
+                descriptor: rustix::fs::openat(CWD, path, FLAGS, Mode::empty())?,
+                attached: false,
+            },
             DiskPlace::Image(path) => {
                 let directory = Directory::mount(path, request.mapping, stage)?;
                 let workload = request.base + confinement::workload_id(request.security);

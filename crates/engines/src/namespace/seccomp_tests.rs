@@ -17,7 +17,7 @@ fn run(program: &[Instruction], call: &Call) -> u32 {
         _ => {
             let at = offset - OFFSET_ARGUMENTS;
             let argument = call.arguments[(at / 8) as usize];
-            if at % 8 == 0 { (argument & 0xffff_ffff) as u32 } else { (argument >> 32) as u32 }
+            if at.is_multiple_of(8) { (argument & 0xffff_ffff) as u32 } else { (argument >> 32) as u32 }
         }
     };
     let mut accumulator = 0;
@@ -79,10 +79,23 @@ fn other_architectures_and_the_x32_abi_do_not_exist() {
 #[test]
 fn the_calls_of_the_contract_are_refused() {
     for number in [
-        libc::SYS_bpf, libc::SYS_userfaultfd, libc::SYS_perf_event_open, libc::SYS_ptrace, libc::SYS_kexec_load,
-        libc::SYS_open_by_handle_at, libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key,
-        libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module, libc::SYS_mount, libc::SYS_umount2,
-        libc::SYS_pivot_root, libc::SYS_setns, libc::SYS_unshare,
+        libc::SYS_bpf,
+        libc::SYS_userfaultfd,
+        libc::SYS_perf_event_open,
+        libc::SYS_ptrace,
+        libc::SYS_kexec_load,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_keyctl,
+        libc::SYS_add_key,
+        libc::SYS_request_key,
+        libc::SYS_init_module,
+        libc::SYS_finit_module,
+        libc::SYS_delete_module,
+        libc::SYS_mount,
+        libc::SYS_umount2,
+        libc::SYS_pivot_root,
+        libc::SYS_setns,
+        libc::SYS_unshare,
     ] {
         assert_eq!(call(number, &[]), errno(libc::EPERM), "call {number}");
     }
@@ -111,7 +124,11 @@ fn sockets_of_known_families_only() {
         };
         assert_eq!(call(libc::SYS_socket, &[family, 1, 0]), expected, "family {family}");
         // The kernel reads an int: what stands above it must not slip a family past.
-        assert_eq!(call(libc::SYS_socket, &[family | 1 << 32, 1, 0]), expected, "family {family} with high bits");
+        assert_eq!(
+            call(libc::SYS_socket, &[family | 1 << 32, 1, 0]),
+            expected,
+            "family {family} with high bits"
+        );
     }
     for protocol in 0..32_u64 {
         let expected = match protocol {

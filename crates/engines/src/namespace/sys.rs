@@ -1,6 +1,9 @@
 //! The system calls that no safe binding offers, each behind a safe function of its own.
 
-#![expect(unsafe_code, reason = "clone3, execveat, mount_setattr, seccomp and their kind have no safe binding")]
+#![expect(
+    unsafe_code,
+    reason = "clone3, execveat, mount_setattr, seccomp and their kind have no safe binding"
+)]
 
 use std::{
     ffi::CStr,
@@ -60,15 +63,15 @@ pub(super) fn clone3(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) ->
     }
     // SAFETY: the block lives through the call, `pidfd` is writable, no stack and no CLONE_VM are asked for, so the
     // child has its own copy of this stack; the process has one thread, so no lock is held by another.
-    let pid = checked(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>())
-    })?;
+    let pid =
+        checked(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>()) })?;
     if pid == 0 {
         return Ok(Clone::Child);
     }
     // SAFETY: CLONE_PIDFD made this descriptor for us alone.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("the kernel hands out positive process ids");
+    let pid =
+        i32::try_from(pid).ok().and_then(Pid::from_raw).expect("the kernel hands out positive process ids");
     Ok(Clone::Parent(pid, pidfd))
 }
 
@@ -173,7 +176,8 @@ pub(super) fn arrange<const COUNT: usize>(
     let mut place = |descriptor: BorrowedFd<'_>, flags: libc::c_int| {
         let number: RawFd = numbers.next().expect("the range has no end");
         // SAFETY: takes no pointer; whatever had the number is copied aside or not used again.
-        checked(unsafe { libc::syscall(libc::SYS_dup3, descriptor.as_raw_fd(), number, flags) }).map(|_| number)
+        checked(unsafe { libc::syscall(libc::SYS_dup3, descriptor.as_raw_fd(), number, flags) })
+            .map(|_| number)
     };
     let mut copies = Vec::with_capacity(COUNT);
     for descriptor in inherited {
@@ -224,7 +228,8 @@ pub(super) fn raise_loopback() -> io::Result<()> {
     )?;
     let mut request = Request { name: [0; 16], flags: 0, padding: [0; 22] };
     request.name[..2].copy_from_slice(b"lo");
-    request.flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    const UP: libc::c_short = 0x1;
+    request.flags = UP;
     // SAFETY: the request has the layout of ifreq for SIOCSIFFLAGS and lives through the call.
     checked(libc::c_long::from(unsafe {
         libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request)
