@@ -37,9 +37,20 @@ pub const ID_DIGITS: usize = 12;
 #[derive(Debug)]
 pub struct Instance {
     id: String,
+    span: Span,
     dir: PathBuf,
     /// Held for its lock only.
     _lock: File,
+}
+
+/// How long an instance is meant to last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// Until somebody removes its directory: what is wanted of it is kept on disk.
+    Lasting,
+    /// As long as its process. If that is killed, a sweeper ends what is left; nobody goes on with it, so what is
+    /// wanted of it is kept in memory only, and its id is its directory's name.
+    Process,
 }
 
 /// Who holds a data directory.
@@ -54,6 +65,18 @@ pub struct Holder {
 impl Instance {
     /// Makes the directory if needed (0700) and takes its lock. [`crate::Kind::Conflict`] if another process holds it.
     pub fn acquire(dir: &Path) -> Result<Self> {
+        Self::acquire_for(dir, Span::Lasting)
+    }
+
+    /// The same for an instance that ends with this process. The directory's name is its id.
+    pub fn acquire_for_process(parent: &Path, id: &str) -> Result<Self> {
+        if !is_id(id) {
+            return Err(Error::new(Kind::Invalid, format!("an instance's id has {ID_DIGITS} hex digits")));
+        }
+        Self::acquire_for(&parent.join(id), Span::Process)
+    }
+
+    fn acquire_for(dir: &Path, span: Span) -> Result<Self> {
         for _ in 0..ACQUIRE_ATTEMPTS_MAX {
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -63,7 +86,7 @@ impl Instance {
             match take_lock(dir, LockFile::Create)
                 .map_err(|error| failed("take lock of data directory", error))?
             {
-                Take::Taken(lock) => return Self::held(dir, lock),
+                Take::Taken(lock) => return Self::held(dir, lock, span),
                 Take::Held => {
                     let message = format!("data directory {} is held by another process", dir.display());
                     return Err(Error::new(Kind::Conflict, message));
@@ -82,6 +105,18 @@ impl Instance {
     /// The data directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// How long it is meant to last.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// A fresh id.
+    pub fn random_id() -> String {
+        let mut bytes = [0_u8; ID_DIGITS / 2];
+        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Writes down where the API listens, for [`Self::holder`].
@@ -124,7 +159,14 @@ impl Instance {
             }
             let dir = entry.path();
             match take_lock(&dir, LockFile::Existing) {
-                Ok(Take::Taken(lock)) => taken.push(Self::held(&dir, lock)?),
+                Ok(Take::Taken(lock)) => {
+                    let span = if dir.join(ID_FILE).exists() { Span::Lasting } else { Span::Process };
+                    match Self::held(&dir, lock, span) {
+                        Ok(instance) => taken.push(instance),
+                        // One that cannot be understood must not keep the others from being swept.
+                        Err(error) => tracing::warn!(dir = %dir.display(), %error, "cannot take an instance"),
+                    }
+                }
                 // Without a lock file it is a starter's that has just begun (which begins again) or one that died
                 // there; only an empty directory goes.
                 Ok(Take::Moved) => drop(std::fs::remove_dir(&dir)),
@@ -151,7 +193,9 @@ impl Instance {
                     fs_err::remove_file(entry.path())?;
                 }
             }
-            fs_err::remove_file(self.dir.join(ID_FILE))?;
+            if self.span == Span::Lasting {
+                fs_err::remove_file(self.dir.join(ID_FILE))?;
+            }
             fs_err::remove_file(self.dir.join(LOCK_FILE))?;
             match std::fs::remove_dir(&self.dir) {
                 // A starter has taken the empty directory over: it is its own now.
@@ -162,11 +206,21 @@ impl Instance {
         remove().map_err(|error| failed("remove data directory", error))
     }
 
-    fn held(dir: &Path, lock: File) -> Result<Self> {
+    fn held(dir: &Path, lock: File, span: Span) -> Result<Self> {
         let dir = dir.canonicalize().map_err(|error| failed("resolve data directory", error))?;
-        let id = read_or_make_id(&dir).map_err(|error| failed("read instance id", error))?;
-        write_holder(&dir, None)?;
-        Ok(Self { id, dir, _lock: lock })
+        let id = match span {
+            Span::Lasting => {
+                let id = read_or_make_id(&dir).map_err(|error| failed("read instance id", error))?;
+                write_holder(&dir, None)?;
+                id
+            }
+            // Nobody looks for its holder, and its name needs no file that a crash could leave empty.
+            Span::Process => {
+                let name = dir.file_name().and_then(|name| name.to_str()).filter(|name| is_id(name));
+                name.ok_or_else(|| Error::new(Kind::Invalid, "the directory's name is not an id"))?.to_owned()
+            }
+        };
+        Ok(Self { id, span, dir, _lock: lock })
     }
 }
 
@@ -229,9 +283,14 @@ fn make_locked(dir: &Path) -> io::Result<Take> {
 fn whole_file() -> libc::flock {
     // SAFETY: `flock` is a plain C record for which all zeroes is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_type = short(libc::F_WRLCK);
+    lock.l_whence = short(libc::SEEK_SET);
     lock
+}
+
+/// The C headers give these small constants a wider type than the record's fields.
+fn short(constant: libc::c_int) -> libc::c_short {
+    libc::c_short::try_from(constant).expect("constants of fcntl.h are small")
 }
 
 fn try_lock(file: &File) -> io::Result<bool> {
@@ -253,7 +312,7 @@ fn is_locked(file: &File) -> io::Result<bool> {
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+    Ok(lock.l_type != short(libc::F_UNLCK))
 }
 
 fn read_or_make_id(dir: &Path) -> io::Result<String> {
@@ -261,21 +320,23 @@ fn read_or_make_id(dir: &Path) -> io::Result<String> {
     match fs_err::read_to_string(&path) {
         Ok(text) => {
             let id = text.trim();
-            if id.len() == ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            if is_id(id) {
                 return Ok(id.to_owned());
             }
             Err(io::Error::new(io::ErrorKind::InvalidData, "the file `instance` does not hold an id"))
         }
         Err(error) if is_missing(&error) => {
-            let mut bytes = [0_u8; ID_DIGITS / 2];
-            getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-            let id: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let id = Instance::random_id();
             // Synced: kernel objects carry it, and a lost id would leave them without an owner.
             replace_file(&path, id.as_bytes(), Sync::Yes)?;
             Ok(id)
         }
         Err(error) => Err(error),
     }
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == ID_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn write_holder(dir: &Path, url: Option<String>) -> Result<()> {
@@ -356,6 +417,30 @@ mod tests {
         let parent = tempfile::tempdir().expect("temporary directory");
         std::fs::write(parent.path().join(ID_FILE), "../../etc").expect("written");
         assert_eq!(Instance::acquire(parent.path()).expect_err("refused").kind(), Kind::Internal);
+    }
+
+    #[test]
+    fn one_that_ends_with_its_process_is_named_by_its_directory_and_swept() {
+        let parent = tempfile::tempdir().expect("temporary directory");
+        let id = Instance::random_id();
+        let instance = Instance::acquire_for_process(parent.path(), &id).expect("free");
+        assert_eq!((instance.id(), instance.span()), (id.as_str(), Span::Process));
+        let files = |instance: &Instance| instance.dir().read_dir().expect("readable").count();
+        assert_eq!(files(&instance), 1, "nothing but its lock");
+        assert!(Instance::take_dead(parent.path()).expect("readable").is_empty());
+        drop(instance);
+        std::fs::create_dir(parent.path().join("odd")).expect("made");
+        std::fs::write(parent.path().join("odd").join(LOCK_FILE), "").expect("made");
+        let mut taken = Instance::take_dead(parent.path()).expect("one that is odd keeps nobody");
+        assert_eq!(taken.iter().map(Instance::id).collect::<Vec<_>>(), [id.as_str()]);
+        taken.pop().expect("one").remove().expect("removed");
+        assert!(!parent.path().join(id).exists());
+        for wrong in ["", "..", "0123456789ag", "0123456789abc", "../456789ab"] {
+            assert_eq!(
+                Instance::acquire_for_process(parent.path(), wrong).expect_err("refused").kind(),
+                Kind::Invalid
+            );
+        }
     }
 
     #[test]

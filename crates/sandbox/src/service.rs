@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Kind, Result},
     handle::{Handle, Message, News, gone, not_running},
     images::Images,
-    instance::Instance,
+    instance::{Instance, Span},
     job::{JobHandle, JobKind},
     plan::{Host, Seen},
     store::Store,
@@ -192,9 +192,12 @@ impl Service {
         images: Catalogue,
         clock: Clock,
     ) -> Result<Self> {
-        let path = instance.dir().join(STORE_FILE);
+        let (path, id, span) = (instance.dir().join(STORE_FILE), instance.id().to_owned(), instance.span());
         let (store, rows) = tokio::task::spawn_blocking(move || {
-            let store = Store::open(&path)?;
+            let store = match span {
+                Span::Lasting => Store::open(&path)?,
+                Span::Process => Store::open_in_memory(&id)?,
+            };
             let rows = store.load()?;
             Ok::<_, Error>((store, rows))
         })

@@ -146,6 +146,15 @@ pub struct Store {
 impl Store {
     /// Opens or makes the database at `path`. Blocking. A newer schema is refused ([`Kind::Conflict`]).
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_uri(path.as_os_str().as_ref())
+    }
+
+    /// A database in memory, under a name of this process alone: it is gone with the store. Blocking.
+    pub fn open_in_memory(name: &str) -> Result<Self> {
+        Self::open_uri(Path::new(&format!("file:/{name}?vfs=memdb")))
+    }
+
+    fn open_uri(path: &Path) -> Result<Self> {
         let mut connection = Connection::open(path).map_err(|error| failed("open store", error))?;
         prepare(&connection).map_err(|error| failed("prepare store", error))?;
         migrate(&mut connection)?;
@@ -157,7 +166,7 @@ impl Store {
                 [],
             )
             .map_err(|error| failed("close jobs of the last run", error))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let reader = Connection::open_with_flags(path, flags).map_err(|error| failed("open store", error))?;
         reader.busy_timeout(BUSY_TIMEOUT).map_err(|error| failed("prepare store", error))?;
 

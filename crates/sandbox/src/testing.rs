@@ -93,11 +93,17 @@ struct State {
     disks: HashMap<SandboxId, Generation>,
     machines: HashMap<SandboxId, Machine>,
     calls: Vec<(Op, Option<SandboxId>)>,
-    failures: Vec<(Op, Reach, fn() -> EngineError)>,
+    failures: Vec<Failing>,
     held: HashMap<Op, (watch::Sender<usize>, watch::Receiver<bool>)>,
     /// Streams into frozen machines: open, and never answered.
     stuck: Vec<DuplexStream>,
     stats: Stats,
+}
+
+struct Failing {
+    op: Op,
+    reach: Reach,
+    error: fn() -> EngineError,
 }
 
 struct Machine {
@@ -156,7 +162,7 @@ impl FakeEngine {
 
     /// The next call of `op` that has no failure yet fails.
     pub fn fail(&self, op: Op, reach: Reach, error: fn() -> EngineError) {
-        self.state().failures.push((op, reach, error));
+        self.state().failures.push(Failing { op, reach, error });
     }
 
     /// Forgets the failures that have not come about.
@@ -273,11 +279,11 @@ impl FakeEngine {
             while released.changed().await.is_ok() {}
         }
         let mut state = self.state();
-        let failure = state.failures.iter().position(|(failing, ..)| *failing == op);
+        let failure = state.failures.iter().position(|failing| failing.op == op);
         match failure.map(|index| state.failures.remove(index)) {
             None => effect(&mut state),
-            Some((_, Reach::Nothing, error)) => Err(error()),
-            Some((_, Reach::Everything, error)) => {
+            Some(Failing { reach: Reach::Nothing, error, .. }) => Err(error()),
+            Some(Failing { reach: Reach::Everything, error, .. }) => {
                 effect(&mut state)?;
                 Err(error())
             }

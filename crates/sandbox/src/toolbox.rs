@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode, Uri,
@@ -40,6 +41,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the agent may take to answer a greeting.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the end of a stream may stay out after its last frame.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Idle connections kept per sandbox. Each costs the agent a few KiB.
 pub const IDLE_MAX: usize = 4;
@@ -127,17 +131,17 @@ pub enum Event<S, E> {
 
 /// Frames of a running command or process, decoded.
 pub struct Events<S, E> {
-    body: Incoming,
+    /// Until the last frame.
+    body: Option<Incoming>,
     decoder: Decoder,
     /// Where bytes of standard output are missing; their end is where the next ones begin.
     gap: Option<u64>,
     ready: VecDeque<Event<S, E>>,
-    over: bool,
 }
 
 impl<S: serde::de::DeserializeOwned, E: serde::de::DeserializeOwned> Events<S, E> {
     fn new(body: Incoming) -> Self {
-        Self { body, decoder: Decoder::default(), gap: None, ready: VecDeque::new(), over: false }
+        Self { body: Some(body), decoder: Decoder::default(), gap: None, ready: VecDeque::new() }
     }
 
     /// The next event; `None` after [`Event::Exit`]. A connection that breaks before is an error of kind Unavailable.
@@ -147,16 +151,14 @@ impl<S: serde::de::DeserializeOwned, E: serde::de::DeserializeOwned> Events<S, E
             if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
             }
-            if self.over {
-                return Ok(None);
-            }
+            let Some(body) = &mut self.body else { return Ok(None) };
             let frame = self.decoder.next_frame().map_err(|error| broken("a frame is malformed", error))?;
             if let Some(frame) = frame {
                 self.take(frame)?;
                 continue;
             }
             // Cancel-safe: a body yields a frame whole or not at all.
-            match self.body.frame().await {
+            match body.frame().await {
                 Some(Ok(piece)) => {
                     if let Some(bytes) = piece.data_ref() {
                         self.decoder.push(bytes);
@@ -187,11 +189,24 @@ impl<S: serde::de::DeserializeOwned, E: serde::de::DeserializeOwned> Events<S, E
                     self.ready.push_back(Event::Gap(offset));
                 }
                 self.ready.push_back(Event::Exit(parse(&frame.payload)?));
-                self.over = true;
+                if let Some(body) = self.body.take() {
+                    finish(body);
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Reads the end of a body whose last frame was seen: only then can its connection serve another request.
+fn finish(mut body: Incoming) {
+    if matches!(body.frame().now_or_never(), Some(None)) {
+        return;
+    }
+    // The end is on its way. What does not come in time costs a connection.
+    tokio::spawn(tokio::time::timeout(FINISH_TIMEOUT, async move {
+        while let Some(Ok(_)) = body.frame().await {}
+    }));
 }
 
 impl Toolbox {

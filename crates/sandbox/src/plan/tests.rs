@@ -2,10 +2,10 @@
 //! fails or the process dies before, within and after it; machines end, noticed or not; the host reboots; disks and
 //! images are lost. And the proof, proven by policies with one flaw each, all of which it must catch.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
 use super::{
-    world::{Disaster, Outcome, Reach, Violation, World},
+    world::{Disaster, Reach, Violation, World},
     *,
 };
 
@@ -68,8 +68,8 @@ fn walk(policy: Policy<'_>) -> Result<Walk, (Violation, Vec<String>)> {
         walk.steps_max = walk.steps_max.max(steps);
         for (event, next) in next {
             let next = next.normal();
-            if !from.contains_key(&next) {
-                from.insert(next, Some((world, event)));
+            if let Entry::Vacant(new) = from.entry(next) {
+                new.insert(Some((world, event)));
                 queue.push_back(next);
             }
         }
@@ -86,7 +86,7 @@ fn events(policy: Policy<'_>, world: &World) -> Result<Vec<(Event, World)>, (Vio
             let event = |then| Event::Did(step, reach, then);
             let outcome =
                 world.carry_out(step, reach).map_err(|violation| (violation, event(Then::WentOn)))?;
-            let Outcome::Done(next) = outcome else {
+            let Some(next) = outcome else {
                 events.push((event(Then::Refused), failed(*world)));
                 continue;
             };
@@ -191,8 +191,8 @@ fn settle(
             return Err((Violation::NotReached, way));
         }
         match world.carry_out(step, Reach::Whole) {
-            Ok(Outcome::Done(next)) => world = next,
-            Ok(Outcome::Refused) => world = failed(world),
+            Ok(Some(next)) => world = next,
+            Ok(None) => world = failed(world),
             Err(violation) => return Err((violation, way)),
         }
     }

@@ -100,13 +100,6 @@ pub(super) enum Reach {
     Nothing,
 }
 
-/// What carrying out a step came to.
-pub(super) enum Outcome {
-    Done(World),
-    /// The engine refused: what the step needs is not there.
-    Refused,
-}
-
 use Violation::*;
 
 impl World {
@@ -154,13 +147,13 @@ impl World {
         self.stored.then_some(self)
     }
 
-    /// Carries out a step so far.
-    pub(super) fn carry_out(&self, step: Step, reach: Reach) -> Result<Outcome, Violation> {
+    /// Carries out a step so far; `None` if the engine refuses, as what the step needs is not there.
+    pub(super) fn carry_out(&self, step: Step, reach: Reach) -> Result<Option<Self>, Violation> {
         let mut next = *self;
         if reach != Reach::Nothing {
             self.forbid(step)?;
             if !next.effect(step, reach)? {
-                return Ok(Outcome::Refused);
+                return Ok(None);
             }
         }
         if reach == Reach::Whole {
@@ -173,7 +166,7 @@ impl World {
             next.seen.succeeded(step, &self.wanted);
         }
         next.invariants()?;
-        Ok(Outcome::Done(next))
+        Ok(Some(next))
     }
 
     /// Rules about choosing the step at all.

@@ -215,7 +215,7 @@ fn a_kill_loses_nothing_that_was_acknowledged() {
     }
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("db");
-    for round in 0..5_u32 {
+    for round in 0..5 {
         let mut child = std::process::Command::new(std::env::current_exe().expect("this binary"))
             .args(["--exact", "store::tests::a_kill_loses_nothing_that_was_acknowledged", "--nocapture"])
             .env(CHILD, &path)
@@ -229,7 +229,7 @@ fn a_kill_loses_nothing_that_was_acknowledged() {
             if let Some(id) = line.strip_prefix("row ") {
                 acknowledged.push(id.to_owned());
             }
-            if acknowledged.len() as u32 == 20 + round * 7 {
+            if acknowledged.len() == 20 + round * 7 {
                 child.kill().expect("killed");
             }
         }
