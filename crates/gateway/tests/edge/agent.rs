@@ -133,50 +133,56 @@ async fn answer(
     if path == "/files/download" {
         return download(request.uri().query().unwrap());
     }
-    if path == "/upgrade" {
-        let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            let mut stream = TokioIo::new(upgrade.await.unwrap());
-            let mut word = [0; 5];
-            stream.read_exact(&mut word).await.unwrap();
-            word.reverse();
-            stream.write_all(&word).await.unwrap();
-        });
-        let mut response = Response::new(full(""));
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        response.headers_mut().insert(header::CONNECTION, "Upgrade".parse().unwrap());
-        response.headers_mut().insert(header::UPGRADE, "reverse".parse().unwrap());
-        return response;
+    match path.as_str() {
+        "/upgrade" => reverse(&mut request),
+        "/endless" => endless(&script),
+        _ => echo(request).await,
     }
-    if path == "/endless" {
-        struct Dropped(Arc<Script>);
-        impl Drop for Dropped {
-            fn drop(&mut self) {
-                self.0.dropped.send_modify(|count| *count += 1);
-            }
+}
+
+/// Changes protocol: five bytes come back in reverse.
+fn reverse(request: &mut Request<Incoming>) -> Response<Body> {
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.unwrap());
+        let mut word = [0; 5];
+        stream.read_exact(&mut word).await.unwrap();
+        word.reverse();
+        stream.write_all(&word).await.unwrap();
+    });
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(header::CONNECTION, "Upgrade".parse().unwrap());
+    response.headers_mut().insert(header::UPGRADE, "reverse".parse().unwrap());
+    response
+}
+
+/// A body that never ends, and tells when nobody wants it any more.
+fn endless(script: &Arc<Script>) -> Response<Body> {
+    struct Dropped(Arc<Script>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.dropped.send_modify(|count| *count += 1);
         }
-        let dropped = Dropped(Arc::clone(&script));
-        let body = stream::once(async { Ok(Frame::data(Bytes::from_static(b"first"))) })
-            .chain(stream::pending())
-            .map(move |frame| {
-                let _ = &dropped;
-                frame
-            });
-        return Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(body.boxed())))));
     }
-    // Everything else is echoed: what arrived of the request.
+    let dropped = Dropped(Arc::clone(script));
+    let first = stream::once(async { Ok(Frame::data(Bytes::from_static(b"first"))) });
+    let body = first.chain(stream::pending()).map(move |frame| {
+        let _ = &dropped;
+        frame
+    });
+    Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(body.boxed())))))
+}
+
+/// What arrived of a request.
+async fn echo(request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let content = body.collect().await.unwrap().to_bytes();
     let mut names: Vec<String> =
         parts.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
     names.sort();
-    let text = format!(
-        "{} {}\n{}\n\n{}",
-        parts.method,
-        parts.uri,
-        names.join("\n"),
-        String::from_utf8_lossy(&content)
-    );
+    let content = String::from_utf8_lossy(&content);
+    let text = format!("{} {}\n{}\n\n{content}", parts.method, parts.uri, names.join("\n"));
     let mut response = Response::new(full(if parts.method == Method::HEAD { String::new() } else { text }));
     *response.status_mut() = StatusCode::IM_A_TEAPOT;
     response.headers_mut().insert("x-inside", "kept".parse().unwrap());
