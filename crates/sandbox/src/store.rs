@@ -166,7 +166,8 @@ impl Store {
                 [],
             )
             .map_err(|error| failed("close jobs of the last run", error))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let reader = Connection::open_with_flags(path, flags).map_err(|error| failed("open store", error))?;
         reader.busy_timeout(BUSY_TIMEOUT).map_err(|error| failed("prepare store", error))?;
 

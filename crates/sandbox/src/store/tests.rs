@@ -90,6 +90,25 @@ async fn rows_come_back_as_they_were() {
 }
 
 #[tokio::test]
+async fn a_store_in_memory_is_one_for_writer_and_readers_and_ends_with_itself() {
+    let store = Store::open_in_memory("test").expect("opens");
+    let mut row = sandbox(1);
+    store.insert(&row).await.expect("inserted");
+    row.goal = Goal::Absent;
+    store.save(&row, Durability::Power).await.expect("saved");
+    assert_eq!(store.load().expect("read"), [row.clone()]);
+    let other = Store::open_in_memory("other").expect("opens");
+    assert!(other.load().expect("read").is_empty());
+    store.end(&row, ended(5)).await.expect("ended");
+    assert!(store.load().expect("read").is_empty());
+    assert!(store.ended(&row.id).await.expect("read").is_some());
+    store.close().await;
+    drop(store);
+    let again = Store::open_in_memory("test").expect("opens");
+    assert!(again.ended(&row.id).await.expect("read").is_none());
+}
+
+#[tokio::test]
 async fn every_goal_and_life_has_a_word() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let store = open(&dir);
