@@ -1,6 +1,6 @@
 //! An instance of this process alone: what `run` uses where no server is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use sandhaus_sandbox::{Instance, Service, service::ListFilter};
@@ -10,33 +10,28 @@ use crate::{
     domain::{self, Lifetime},
 };
 
-/// Bytes of randomness in a directory's name.
-const NAME_BYTES: usize = 8;
-
 /// A private instance. [`Self::close`] removes all of it; if this process is killed before, the next `run` or `serve`
 /// does.
 pub(crate) struct PrivateInstance {
     service: Service,
-    dir: PathBuf,
+    parent: PathBuf,
+    id: String,
 }
 
 impl PrivateInstance {
     /// Makes one under the data directory, after sweeping dead ones.
     pub(crate) async fn open(config: &Config) -> Result<Self> {
         domain::sweep_dead_runs(config).await;
-        let mut name = [0; NAME_BYTES];
-        getrandom::fill(&mut name)?;
-        let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-        let dir = domain::run_dir(config).join(name);
-        let instance = Instance::acquire(&dir).context("make a private instance")?;
+        let (parent, id) = (domain::run_dir(config), Instance::random_id());
+        let instance = Instance::acquire_for_process(&parent, &id).context("make a private instance")?;
         let service = match Self::open_service(instance, config).await {
             Ok(service) => service,
             Err(error) => {
-                remove(&dir)?;
+                remove(&parent, &id)?;
                 return Err(error);
             }
         };
-        Ok(Self { service, dir })
+        Ok(Self { service, parent, id })
     }
 
     async fn open_service(instance: Instance, config: &Config) -> Result<Service> {
@@ -57,11 +52,13 @@ impl PrivateInstance {
         }
         self.service.shutdown().await;
         drop(self.service);
-        remove(&self.dir)
+        remove(&self.parent, &self.id)
     }
 }
 
 /// Removes the directory of an instance that this process has let go of.
-fn remove(dir: &std::path::Path) -> Result<()> {
-    Instance::acquire(dir).and_then(Instance::remove).context("remove the private instance")
+fn remove(parent: &Path, id: &str) -> Result<()> {
+    Instance::acquire_for_process(parent, id)
+        .and_then(Instance::remove)
+        .context("remove the private instance")
 }
