@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{error::Error, service::Shared};
+use crate::{error::Error, instance::Span, service::Shared};
 
 /// How long ended sandboxes may wait to be swept out of the history, and images without a name to be removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 
 /// Longest sleep of the clock; a step of the wall clock is noticed within it.
-const TICK_MAX: Duration = Duration::from_secs(30);
+pub(crate) const TICK_MAX: Duration = Duration::from_secs(30);
 
 /// Shortest sleep: a deadline that is held open by use is looked at again after it.
 const TICK_MIN: Duration = Duration::from_millis(500);
@@ -67,7 +67,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             if let Err(error) = shared.store.prune(now_ms.saturating_sub(keep_ms)).await {
                 warn("cannot bound the history", &error);
             }
-            if let Err(error) = shared.collect_images().await {
+            // One that ends with its process knows nothing of the sandboxes that others have made of these images.
+            let lasts = shared.instance.span() == Span::Lasting;
+            if lasts && let Err(error) = shared.collect_images().await {
                 warn("cannot remove images that nobody needs", &error);
             }
         }

@@ -98,7 +98,7 @@ impl Handle {
     }
 
     pub(crate) fn uses_image(&self, digest: &str) -> bool {
-        matches!(&self.published.borrow().sandbox.spec.source, Source::Image { digest: used, .. } if used == digest)
+        self.published.borrow().sandbox.spec.source.is(digest)
     }
 
     pub(crate) fn is_named(&self, owner: &OwnerId, name: &str) -> bool {

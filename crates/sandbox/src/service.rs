@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -31,6 +31,9 @@ use crate::{
 
 /// The database's name in the data directory.
 const STORE_FILE: &str = "sandhaus.db";
+
+/// How long the removal of one orphan may hold up the start.
+const ORPHAN_MAX: Duration = Duration::from_secs(60);
 
 /// Orphans ended at once at start-up.
 const ORPHANS_IN_FLIGHT_MAX: usize = 16;
@@ -139,6 +142,8 @@ pub(crate) struct Shared {
     pub(crate) token: CancellationToken,
     tracker: TaskTracker,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Handle>>>,
+    /// Images of sandboxes that are left alone because their engine is not there.
+    set_aside: OnceLock<Vec<Source>>,
 }
 
 impl Shared {
@@ -164,7 +169,9 @@ impl Shared {
     }
 
     fn uses_image(&self, digest: &str) -> bool {
-        self.sandboxes().values().any(|handle| handle.uses_image(digest))
+        let set_aside =
+            self.set_aside.get().is_some_and(|sources| sources.iter().any(|source| source.is(digest)));
+        set_aside || self.sandboxes().values().any(|handle| handle.uses_image(digest))
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -215,6 +222,7 @@ impl Service {
             token: CancellationToken::new(),
             tracker: TaskTracker::new(),
             sandboxes: RwLock::default(),
+            set_aside: OnceLock::new(),
         });
         adopt(&shared, rows).await?;
         shared.spawn(clock::run(shared.clone()));
@@ -494,7 +502,8 @@ fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox) -> Result<Enrolled> {
     let (reply, answer) = oneshot::channel();
     let actor = Actor::new(shared.clone(), handle, inbox, sandbox.clone(), Seen::fresh()).with_creator(reply);
     shared.spawn(actor.run());
-    if sandbox.deadlines.expires_at_ms.is_some() {
+    // A later one is seen when the clock looks anyway.
+    if (1..clock::TICK_MAX.as_millis()).contains(&u128::from(sandbox.deadlines.ttl_ms)) {
         shared.deadline_added.notify_one();
     }
     Ok(Enrolled::Spawned(id, answer))
@@ -512,10 +521,18 @@ async fn adopt(shared: &Arc<Shared>, rows: Vec<Sandbox>) -> Result<()> {
         found.extend(observed.into_iter().map(|observed| ((name.clone(), observed.id.clone()), observed)));
         shared.spawn(follow_exits(shared.clone(), name.clone(), exits, told));
     }
+    let mut set_aside = Vec::new();
     for row in rows {
+        // Held from here on, so that no other process takes away what a sandbox stands on.
+        if let Source::Image { name, digest } = &row.spec.source
+            && let Err(error) = shared.images.tree(digest).await
+        {
+            tracing::error!(sandbox = %row.id, image = %name, %error, "the image of a sandbox is not there");
+        }
         let Some(engine) = shared.engines.get(&row.spec.engine).cloned() else {
             // Kept as it is: with its engine back it is found again.
             tracing::error!(sandbox = %row.id, engine = %row.spec.engine.0, "the engine of a sandbox is not there");
+            set_aside.push(row.spec.source);
             continue;
         };
         let observed = found.remove(&(row.spec.engine.clone(), row.id.clone()));
@@ -537,11 +554,18 @@ async fn adopt(shared: &Arc<Shared>, rows: Vec<Sandbox>) -> Result<()> {
             .insert(row.id.clone(), handle.clone());
         shared.spawn(Actor::new(shared.clone(), handle, inbox, row, seen).run());
     }
+    // Set once: a service adopts once.
+    let _ = shared.set_aside.set(set_aside);
     let orphans = stream::iter(found.into_keys()).for_each_concurrent(ORPHANS_IN_FLIGHT_MAX, async |(name, id)| {
         tracing::warn!(sandbox = %id, engine = %name.0, "removing a machine or disk that belongs to no sandbox");
         let Some(engine) = shared.engines.get(&name) else { return };
-        if let Err(error) = engine.destroy(&id).await {
-            tracing::error!(sandbox = %id, %error, source = ?std::error::Error::source(&error), "it cannot be removed");
+        match tokio::time::timeout(ORPHAN_MAX, engine.destroy(&id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let source = std::error::Error::source(&error);
+                tracing::error!(sandbox = %id, %error, ?source, "it cannot be removed");
+            }
+            Err(_) => tracing::error!(sandbox = %id, "its removal takes too long"),
         }
     });
     orphans.await;

@@ -221,6 +221,13 @@ pub enum Source {
     Snapshot(SnapshotId),
 }
 
+impl Source {
+    /// It is the image with this digest.
+    pub fn is(&self, wanted: &str) -> bool {
+        matches!(self, Self::Image { digest, .. } if digest == wanted)
+    }
+}
+
 /// What runs inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
