@@ -588,7 +588,6 @@ def test_toolbox(server, session_id):
 def exchange(server, raw):
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(raw)
-        connection.shutdown(socket.SHUT_WR)
         answer = b""
         while piece := connection.recv(65536):
             answer += piece
@@ -604,7 +603,8 @@ def exchange(server, raw):
     (b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"4"),
 ])
 def test_odd_requests(server, raw, status):
-    assert exchange(server, raw).startswith(b"HTTP/1.") and exchange(server, raw).split(b" ")[1].startswith(status)
+    answer = exchange(server, raw)
+    assert re.match(rb"HTTP/1\.[01] " + status, answer), answer
 
 
 def test_many_connections(server, session_id):
