@@ -78,6 +78,8 @@ static void namespaces(void) {
     ATTEMPT("setns-own-mount", SYS_setns, own, 0, 0, 0, 0);
     int init = open("/proc/1/ns/user", O_RDONLY);
     verdict("open-init-namespace", init);
+    if (own >= 0) close(own);
+    if (init >= 0) close(init);
 }
 
 static void mounts(void) {
@@ -161,6 +163,7 @@ static void devices(void) {
     char character = 'x';
     int terminal = open("/dev/tty", O_RDWR);
     verdict("inject-into-terminal", terminal < 0 ? -1 : ioctl(terminal, TIOCSTI, &character));
+    if (terminal >= 0) close(terminal);
 }
 
 static void files(void) {

@@ -212,6 +212,7 @@ mod tests {
     fn a_process_that_executes_from_the_data_directory_is_seen_and_swept() {
         let dir = DataDir::new();
         let program = dir.path().join("sleep");
+        fs_err::create_dir(dir.path()).unwrap();
         fs_err::copy("/bin/sleep", &program).unwrap();
         let mut child = std::process::Command::new(&program).arg("1000").spawn().unwrap();
         // `spawn` returns after exec, so that the executable is the copy already.

@@ -22,7 +22,9 @@ use crate::{
 /// A data directory that is removed with all that its instance left, whatever the test did.
 #[derive(Debug)]
 pub struct DataDir {
-    folder: tempfile::TempDir,
+    /// Made by the binary, with the access that it chooses.
+    data: PathBuf,
+    _folder: tempfile::TempDir,
 }
 
 impl Default for DataDir {
@@ -34,21 +36,19 @@ impl Default for DataDir {
 impl DataDir {
     /// An empty one.
     pub fn new() -> Self {
-        let folder =
-            tempfile::Builder::new().prefix("sandhaus-test-").tempdir().expect("make a data directory");
-        Self { folder }
+        Self::in_folder(&std::env::temp_dir())
     }
 
     /// An empty one in a folder of the caller's.
     pub fn in_folder(parent: &Path) -> Self {
         let folder =
-            tempfile::Builder::new().prefix("data-").tempdir_in(parent).expect("make a data directory");
-        Self { folder }
+            tempfile::Builder::new().prefix("sandhaus-test-").tempdir_in(parent).expect("make a folder");
+        Self { data: folder.path().join("data"), _folder: folder }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.data
     }
 
     /// The instance's id, once the binary has used the directory.
@@ -157,7 +157,7 @@ impl Server {
     fn command(data_dir: &Path, options: &Options) -> Command {
         let mut command = binary::command(data_dir);
         if let Some(config) = &options.config {
-            let path = data_dir.join("test-config.yaml");
+            let path = data_dir.with_file_name("config.yaml");
             fs_err::write(&path, config).expect("write the configuration");
             command.arg("--config").arg(path);
         }
