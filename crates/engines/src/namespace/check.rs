@@ -221,7 +221,7 @@ fn check_overlay(directory: &Path, namespace: &OwnedFd) -> HostCheck {
 /// Stacks a writable directory over an id-mapped one, as a start does.
 fn try_overlay(directory: &Path, namespace: &OwnedFd, mapping: LayerMapping) -> io::Result<()> {
     let attempt = directory.join(format!("{mapping:?}"));
-    for name in ["lower", "upper", "work", "void"] {
+    for name in ["lower", "upper", "work", mounting::ATTACH] {
         fs_err::create_dir_all(attempt.join(name))?;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

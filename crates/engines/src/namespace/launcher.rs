@@ -442,7 +442,8 @@ fn open_mount(source: &Path, owner: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// A small read-only file system that only the launcher sees: the devices of all machines, and an empty directory.
+/// A small read-only file system that only the launcher sees: the devices of all machines, an empty
+/// directory for them, and one to attach mounts on.
 struct Stage {
     directory: OwnedFd,
 }
@@ -457,7 +458,7 @@ impl Stage {
         )?;
         mounting::attach(&directory, path)?;
         let old_mask = rustix::process::umask(Mode::empty());
-        for name in ["dev", "void"] {
+        for name in ["dev", "void", mounting::ATTACH] {
             rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755))?;
         }
         let device_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

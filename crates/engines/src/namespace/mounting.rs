@@ -68,14 +68,17 @@ pub(super) fn magic_link(descriptor: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }
 
+/// The directory of the launcher's own on which mounts are attached for a moment.
+pub(super) const ATTACH: &str = "attach";
+
 /// A mount that is attached in the launcher's namespace as long as this lives. Before Linux 6.15 only attached mounts
 /// can become layers or be copied; the overlay and the copies then live on their own.
 pub(super) struct Attached<'a>(&'a OwnedFd);
 
 impl<'a> Attached<'a> {
-    /// Attaches `mount` on the launcher's empty directory, over what lies there.
+    /// Attaches `mount` on [`ATTACH`], over what lies there.
     pub(super) fn new(stage: &OwnedFd, mount: &'a OwnedFd) -> io::Result<Self> {
-        let void = sys::open_beneath(stage.as_fd(), Path::new("void"), OFlags::PATH | OFlags::DIRECTORY)?;
+        let void = sys::open_beneath(stage.as_fd(), Path::new(ATTACH), OFlags::PATH | OFlags::DIRECTORY)?;
         attach_on(mount, void)?;
         Ok(Self(mount))
     }

@@ -89,7 +89,8 @@ impl Directory {
             return Ok(Self { descriptor, attached: false });
         }
         // Before Linux 6.15 only attached mounts can be layers or be copied.
-        let void = sys::open_beneath(stage.as_fd(), Path::new("void"), OFlags::PATH | OFlags::DIRECTORY)?;
+        let void =
+            sys::open_beneath(stage.as_fd(), Path::new(mounting::ATTACH), OFlags::PATH | OFlags::DIRECTORY)?;
         mounting::attach_on(&descriptor, void)?;
         Ok(Self { descriptor, attached: true })
     }
