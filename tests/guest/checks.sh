@@ -40,11 +40,12 @@ until_true() {
 request() {
     local body=${3-} response
     status='' reply=''
-    response=$({
+    # The outer braces take what the shell itself says where nobody listens.
+    response=$({ {
         printf '%s %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n' "$1" "$2" >&9
         printf 'Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' "${#body}" "$body" >&9
         cat <&9
-    } 9<>/dev/tcp/127.0.0.1/8080 2>/dev/null) || return
+    } 9<>/dev/tcp/127.0.0.1/8080; } 2>/dev/null) || return
     status=${response#* }
     status=${status%% *}
     reply=${response#*$'\r\n\r\n'}
@@ -97,9 +98,16 @@ only_version_2() {
 }
 
 doctor() {
-    sandhaus doctor && return
-    echo "doctor ended with $?"
-    return 1
+    sandhaus doctor >/tmp/doctor
+    local code=$? line
+    cat /tmp/doctor
+    same $code 0 || return
+    # What it tells about this kernel: the controllers of version 2, layers mapped without a copy but not yet passed by
+    # descriptor to overlayfs, and disks of a limited size.
+    for line in '^ok +cgroups +version 2 .*cpu.*memory.*pids' '^ok +overlayfs +id-mapped layers in the launcher' \
+        '^ok +disk limit' '^ok +seccomp' '^ok +user namespaces'; do
+        grep -Eq "$line" /tmp/doctor || { echo "no line is like $line"; return 1; }
+    done
 }
 
 run_is_root_of_its_own() {
@@ -127,14 +135,16 @@ run_is_limited() {
 leftovers() {
     cgroup_of
     # Processes of other pid namespaces than ours.
-    readlink /proc/[0-9]*/ns/pid | sort -u | grep -vx "$(readlink /proc/self/ns/pid)"
+    stat -L -c %i /proc/[0-9]*/ns/pid 2>/dev/null | sort -u | grep -vx "$(stat -L -c %i /proc/self/ns/pid)"
     grep -vxFf /tmp/mounts /proc/mounts
     losetup -a
-    find $data/run $data/machines $data/disks -mindepth 1 2>/dev/null
+    # Names with a dot are the engine's own places, which stay.
+    find $data/run $data/machines $data/disks -mindepth 1 ! -name '.*' 2>/dev/null
 }
 
 nothing_is_left() {
     until_true no_leftovers && return
+    echo 'left behind:'
     leftovers
     return 1
 }
@@ -164,13 +174,20 @@ memory_bomb_is_stopped() {
     session_gives 0 'alive\n' 'echo alive'
 }
 
-fork_bomb_is_stopped() {
-    request POST "/v1/sessions/$id/exec" \
-        '{"cmd":"bash -c '\''b() { b | b; }; b'\'' 2>/dev/null; true","timeout_ms":5000}'
-    local stopped
-    stopped=$(sed -n 's/^max //p' "$(cgroup_of "$id")/pids.events")
+many_processes_are_stopped() {
+    # More than there may be; the small shell gives up at once where the large one tries again for long.
+    request POST "/v1/sessions/$id/exec" '{"cmd":"busybox sh -c '\''while sleep 1000 & do :; done'\'' 2>/dev/null"}'
+    local group stopped
+    group=$(cgroup_of "$id")
+    stopped=$(sed -n 's/^max //p' "$group/pids.events")
     ((stopped >= 1)) || { echo "pids.events says max $stopped"; echo "$reply"; return 1; }
-    session_gives 0 'alive\n' 'echo alive'
+    session_gives 0 'alive\n' 'echo alive' || return
+    session_gives 0 '' 'kill -9 -1' || return
+    until_true has_room "$group"
+}
+
+has_room() {
+    (($(cat "$1/pids.current") < 20))
 }
 
 server_is_killed_and_adopts() {
@@ -217,7 +234,7 @@ check exec session_gives 0 '1000\n0::/\n' 'id -u; cat /proc/self/cgroup'
 check exec-keeps-state session_gives 0 '' 'cd /tmp; marker=kept'
 check limits session_is_limited
 check memory-bomb memory_bomb_is_stopped
-check fork-bomb fork_bomb_is_stopped
+check many-processes many_processes_are_stopped
 check kill-and-adopt server_is_killed_and_adopts
 check command-line command_line_reaches_it
 check delete session_is_deleted
