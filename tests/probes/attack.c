@@ -122,7 +122,9 @@ static void kernel_surface(void) {
     ATTEMPT("setdomainname", SYS_setdomainname, "x", 1, 0, 0, 0);
     ATTEMPT("iopl", SYS_iopl, 3, 0, 0, 0, 0);
     ATTEMPT("ptrace-init", SYS_ptrace, PTRACE_SEIZE, 1, 0, 0, 0);
-    ATTEMPT("pidfd-getfd-init", 438, syscall(434, 1, 0), 0, 0, 0, 0);
+    int init = (int)syscall(SYS_pidfd_open, 1, 0);
+    ATTEMPT("pidfd-getfd-init", SYS_pidfd_getfd, init, 0, 0, 0, 0);
+    if (init >= 0) close(init);
     struct iovec here = {page, 16}, there = {page, 16};
     ATTEMPT("process-vm-readv-init", SYS_process_vm_readv, 1, &here, 1, &there, 1);
     ATTEMPT("process-vm-writev-init", SYS_process_vm_writev, 1, &here, 1, &there, 1);
