@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{Json, extract::State};
 use sandhaus_protocol::{
     PROTOCOL_VERSION,
-    boot::{BootConfig, ShellPreference, Workload},
+    boot::{BootConfig, Workload},
     hello::{Feature, HelloReply, HelloRequest},
     shell::DEFAULT,
 };
@@ -15,7 +15,7 @@ use crate::{
     process::Processes,
     pty::Terminals,
     session::Sessions,
-    shell::Shells,
+    shell::{Shells, dialect::ShellChoice},
     sys::{self, Children},
 };
 
@@ -48,8 +48,8 @@ pub(crate) struct Agent {
     pub(crate) workdir: String,
     /// As whom they run.
     pub(crate) workload: Workload,
-    /// Which shell is preferred.
-    pub(crate) shell_preference: ShellPreference,
+    /// Which shell persistent sessions run.
+    pub(crate) shell: ShellChoice,
     /// What it has started.
     pub(crate) children: Children,
     /// Persistent shells.
@@ -66,12 +66,17 @@ impl Agent {
     /// The agent of this boot document.
     pub(crate) fn init(config: BootConfig) -> Arc<Self> {
         let standing = Standing::Init { sandbox_id: config.sandbox_id, generation: config.generation };
-        Self::new(standing, config.env, config.workdir, config.user, config.shell)
+        Self::new(standing, config.env, config.workdir, config.user, ShellChoice::Preferred(config.shell))
     }
 
     /// An agent of the current user.
-    pub(crate) fn by_hand(env: BTreeMap<String, String>, workdir: String, user: Workload) -> Arc<Self> {
-        Self::new(Standing::ByHand, env, workdir, user, ShellPreference::Bash)
+    pub(crate) fn by_hand(
+        env: BTreeMap<String, String>,
+        workdir: String,
+        user: Workload,
+        shell: ShellChoice,
+    ) -> Arc<Self> {
+        Self::new(Standing::ByHand, env, workdir, user, shell)
     }
 
     fn new(
@@ -79,7 +84,7 @@ impl Agent {
         mut env: BTreeMap<String, String>,
         workdir: String,
         workload: Workload,
-        shell_preference: ShellPreference,
+        shell: ShellChoice,
     ) -> Arc<Self> {
         let defaults = [
             ("PATH", DEFAULT_PATH),
@@ -96,7 +101,7 @@ impl Agent {
             env,
             workdir,
             workload,
-            shell_preference,
+            shell,
             children: Children::default(),
             shells: Shells::default(),
             processes: Processes::default(),

@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
-use sandhaus_protocol::boot::Workload;
+use sandhaus_protocol::boot::{ShellPreference, Workload};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
     agent::{Agent, current_environment},
     http::{self, Listener},
+    shell::dialect::ShellChoice,
     sys::{self, Interest, Signals},
 };
 
@@ -28,12 +29,13 @@ sandhaus-agent: the daemon inside a sandbox
 
 Usage:
   sandhaus-agent --init
-  sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR]
+  sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR] [--shell PATH]
 
 Options:
   --init           Serve as PID 1: listening socket on descriptor 3, boot document on 4
   --listen ADDR    Serve by hand, as the current user
   --workdir DIR    Where shells and processes start [default: the current directory]
+  --shell PATH     Shell of persistent sessions [default: bash if there is one, else sh]
   --version        Print the version
   --help           Print this help
 ";
@@ -42,7 +44,7 @@ Options:
 #[derive(Debug, PartialEq, Eq)]
 enum Order {
     Init,
-    Listen { address: Address, workdir: Option<PathBuf> },
+    Listen { address: Address, workdir: Option<PathBuf>, shell: Option<String> },
     Version,
     Help,
 }
@@ -56,22 +58,23 @@ enum Address {
 impl Order {
     fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut arguments = arguments;
-        let (mut address, mut workdir, mut init) = (None, None, false);
+        let (mut address, mut workdir, mut shell, mut init) = (None, None, None, false);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--init" => init = true,
                 "--listen" => address = Some(Address::parse(&value()?)?),
                 "--workdir" => workdir = Some(PathBuf::from(value()?)),
+                "--shell" => shell = Some(value()?),
                 "--version" | "-V" => return Ok(Self::Version),
                 "--help" | "-h" => return Ok(Self::Help),
                 other => return Err(format!("unknown argument {other}; try --help")),
             }
         }
         match (init, address) {
-            (true, None) if workdir.is_none() => Ok(Self::Init),
+            (true, None) if workdir.is_none() && shell.is_none() => Ok(Self::Init),
             (true, _) => Err("--init takes no other arguments".to_owned()),
-            (false, Some(address)) => Ok(Self::Listen { address, workdir }),
+            (false, Some(address)) => Ok(Self::Listen { address, workdir, shell }),
             (false, None) => Err("neither --init nor --listen given; try --help".to_owned()),
         }
     }
@@ -94,7 +97,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> io::Result<()> {
         Order::Help => io::stdout().write_all(HELP.as_bytes()),
         Order::Version => writeln!(io::stdout(), "sandhaus-agent {}", env!("CARGO_PKG_VERSION")),
         Order::Init => run_init(),
-        Order::Listen { address, workdir } => run_by_hand(&address, workdir),
+        Order::Listen { address, workdir, shell } => run_by_hand(&address, workdir, shell),
     }
 }
 
@@ -115,7 +118,7 @@ fn run_init() -> io::Result<()> {
     })
 }
 
-fn run_by_hand(address: &Address, workdir: Option<PathBuf>) -> io::Result<()> {
+fn run_by_hand(address: &Address, workdir: Option<PathBuf>, shell: Option<String>) -> io::Result<()> {
     sys::prepare_by_hand()?;
     let workdir = match workdir {
         Some(path) => path.canonicalize()?,
@@ -128,7 +131,8 @@ fn run_by_hand(address: &Address, workdir: Option<PathBuf>) -> io::Result<()> {
     let value = |name: &str, default: &str| env.get(name).cloned().unwrap_or_else(|| default.to_owned());
     let user =
         Workload { uid, gid, name: value("USER", "root"), home: value("HOME", "/"), unprivileged: false };
-    let agent = Agent::by_hand(env, workdir, user);
+    let shell = shell.map_or(ShellChoice::Preferred(ShellPreference::Bash), ShellChoice::Program);
+    let agent = Agent::by_hand(env, workdir, user, shell);
     runtime(&agent.workload)?.block_on(async {
         let listener = match address {
             Address::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await?),
@@ -184,10 +188,13 @@ mod tests {
     fn command_lines() {
         assert_eq!(parse("--init"), Ok(Order::Init));
         let address = Address::Unix(PathBuf::from("/a b".replace(' ', "_")));
-        assert_eq!(parse("--listen unix:/a_b"), Ok(Order::Listen { address, workdir: None }));
+        assert_eq!(parse("--listen unix:/a_b"), Ok(Order::Listen { address, workdir: None, shell: None }));
         let address = Address::Tcp("127.0.0.1:2280".parse().expect("a valid address"));
         let workdir = Some(PathBuf::from("/w"));
-        assert_eq!(parse("--listen 127.0.0.1:2280 --workdir /w"), Ok(Order::Listen { address, workdir }));
+        assert_eq!(
+            parse("--listen 127.0.0.1:2280 --workdir /w --shell /s"),
+            Ok(Order::Listen { address, workdir, shell: Some("/s".to_owned()) })
+        );
         for wrong in
             ["", "--listen", "--listen nowhere", "--init --workdir /w", "--init --listen unix:/a", "x"]
         {

@@ -114,6 +114,10 @@ impl Error {
             ),
             Kind::OutOfMemory => Self::unavailable(format_args!("out of memory: {path}")),
             _ => match error.raw_os_error() {
+                // A socket, or a device without anything behind it.
+                Some(libc::ENXIO | libc::ENODEV) => {
+                    Self::invalid_path(format_args!("not a usable path: {path}"))
+                }
                 Some(libc::ELOOP) => Self::invalid_path(format_args!("too many symbolic links: {path}")),
                 Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN) => {
                     Self::unavailable(format_args!("no room for another open file: {path}"))

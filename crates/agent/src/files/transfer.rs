@@ -239,12 +239,12 @@ pub(crate) async fn receive(agent: &Arc<Agent>, target: Target, mut source: Sour
                     },
                 };
                 upload.write(&bytes).map_err(StepError::File)?;
-                if last { upload.commit().map(Step::Done) } else { Ok(Step::More(upload)) }
+                if last { upload.commit().map(Step::Done) } else { Ok(Step::More(Box::new(upload))) }
                     .map_err(StepError::File)
             })
             .await;
         match step {
-            Ok(Step::More(started)) => upload = Some(started),
+            Ok(Step::More(started)) => upload = Some(*started),
             Ok(Step::Done(written)) => return Ok(written),
             Err(StepError::File(error)) => return Err(failed(error)),
             Err(StepError::Refused(error)) => return Err(error),
@@ -253,7 +253,7 @@ pub(crate) async fn receive(agent: &Arc<Agent>, target: Target, mut source: Sour
 }
 
 enum Step {
-    More(Upload),
+    More(Box<Upload>),
     Done(u64),
 }
 

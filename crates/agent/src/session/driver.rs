@@ -18,7 +18,7 @@ use crate::{
     },
     sys::{
         Channel, Child, Command, Ending, Family, Script, Session as ProcessSession, discard, input_pipe,
-        output_pipe, random_hex, second_reader, second_writer,
+        output_pipe, random_hex, script_pipe, second_reader, second_writer,
     },
 };
 
@@ -50,8 +50,8 @@ struct Driver {
 
 /// Starts a session's shell and the task that drives it.
 pub(super) fn start(agent: &Arc<Agent>, id: &str) -> Result<Arc<Session>> {
-    let dialect = Dialect::find(agent.shell_preference);
-    let (script_pipe, script_end) = input_pipe()?;
+    let dialect = Dialect::choose(&agent.shell);
+    let (script_pipe, script_end) = script_pipe(&agent.workload)?;
     let (input, input_end) = input_pipe()?;
     let (stdout, stdout_end) = output_pipe()?;
     let (stderr, stderr_end) = output_pipe()?;
@@ -62,7 +62,8 @@ pub(super) fn start(agent: &Arc<Agent>, id: &str) -> Result<Arc<Session>> {
     env.entry("SHELL".to_owned()).or_insert_with(|| dialect.program().to_owned());
     env.insert(Family::MARK.to_owned(), mark.clone());
     let mut descriptors = vec![
-        (script_end.as_fd(), 0),
+        (nowhere.as_fd(), 0),
+        (script_end.as_fd(), dialect.pipe_fd().into()),
         (nowhere.as_fd(), 1),
         (nowhere.as_fd(), 2),
         (input_end.as_fd(), dialect.wire(Wire::Input).into()),
@@ -80,6 +81,8 @@ pub(super) fn start(agent: &Arc<Agent>, id: &str) -> Result<Arc<Session>> {
         session: ProcessSession::Leaderless,
         workload: agent.spawn_identity(),
     })?;
+    let script_pipe = Channel::writing(script_pipe)?;
+    script_pipe.write_first(dialect.first_line().as_bytes())?;
     let nonce = random_hex(8);
     let (sender, markers) = mpsc::unbounded_channel();
     let current = Current::default();
@@ -102,7 +105,7 @@ pub(super) fn start(agent: &Arc<Agent>, id: &str) -> Result<Arc<Session>> {
         queue: receiver,
         child,
         dialect,
-        script_pipe: Channel::writing(script_pipe)?,
+        script_pipe,
         script,
         leftovers: Channel::reading(second_reader(&input_end)?)?,
         outputs: [

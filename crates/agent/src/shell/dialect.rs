@@ -7,8 +7,10 @@
 //!
 //! - **bash** sources the command from a memory file, so its text is read in one piece, is a script of its own (an
 //!   error ends the rest of it, `return` works, no `[1] 4711` for background jobs) and needs no quoting.
-//! - **sh** (dash, busybox ash and whatever else an image has) evaluates it as one quoted word. `command` before
-//!   `eval` keeps errors in special built-ins inside of it.
+//! - **sh** (dash and whatever else an image has) evaluates it as one quoted word. `command` before `eval` keeps errors
+//!   in special built-ins inside of it.
+//! - **busybox ash** does the same, but takes its script pipe as a named file and not as its standard input: it reads
+//!   that ahead into a buffer that its built-in programs, which it runs without exec, then take for their own input.
 
 use std::path::Path;
 
@@ -27,7 +29,9 @@ const SH_PLACES: [&str; 2] = ["/bin/sh", "/usr/bin/sh"];
 pub(crate) enum Dialect {
     /// bash.
     Bash(String),
-    /// Any POSIX shell.
+    /// busybox ash.
+    Ash(String),
+    /// Any other POSIX shell.
     Sh(String),
 }
 
@@ -63,25 +67,42 @@ pub(crate) enum Input {
     Open,
 }
 
+/// Which program persistent shells run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ShellChoice {
+    /// What the root file system has of these.
+    Preferred(ShellPreference),
+    /// This one; it speaks bash if it is called so.
+    Program(String),
+}
+
 impl Dialect {
-    /// The shell that this root file system has; `sh` also where there seems to be none, to fail with a clear message.
-    pub(crate) fn find(preference: ShellPreference) -> Self {
+    /// The shell to use; `sh` also where there seems to be none, to fail with a clear message.
+    pub(crate) fn choose(choice: &ShellChoice) -> Self {
         let present =
             |places: &[&str]| places.iter().find(|p| Path::new(p).exists()).map(|p| (*p).to_owned());
-        let bash = match preference {
-            ShellPreference::Bash => present(&BASH_PLACES),
-            ShellPreference::Sh => None,
+        let program = match choice {
+            ShellChoice::Program(program) => Some(program.clone()),
+            ShellChoice::Preferred(ShellPreference::Bash) => present(&BASH_PLACES),
+            ShellChoice::Preferred(ShellPreference::Sh) => None,
         };
-        match bash {
-            Some(program) => Self::Bash(program),
-            None => Self::Sh(present(&SH_PLACES).unwrap_or_else(|| SH_PLACES[0].to_owned())),
+        Self::of(program.or_else(|| present(&SH_PLACES)).unwrap_or_else(|| SH_PLACES[0].to_owned()))
+    }
+
+    /// What a program speaks, by the name of the file that it really is.
+    fn of(program: String) -> Self {
+        let real = Path::new(&program).canonicalize().unwrap_or_default();
+        match real.file_name().and_then(|name| name.to_str()) {
+            Some("bash") => Self::Bash(program),
+            Some(name) if name.starts_with("busybox") => Self::Ash(program),
+            Some(_) | None => Self::Sh(program),
         }
     }
 
     /// Path of the program.
     pub(crate) fn program(&self) -> &str {
         match self {
-            Self::Bash(program) | Self::Sh(program) => program,
+            Self::Bash(program) | Self::Ash(program) | Self::Sh(program) => program,
         }
     }
 
@@ -89,9 +110,18 @@ impl Dialect {
     pub(crate) fn argv(&self) -> Vec<String> {
         let arguments: &[&str] = match self {
             Self::Bash(_) => &["--norc", "--noprofile", "--noediting", "-i", "+m", "+H", "+o", "history"],
+            Self::Ash(_) => &["-i", "+m", "/proc/self/fd/6"],
             Self::Sh(_) => &["-i", "+m"],
         };
         std::iter::once(self.program()).chain(arguments.iter().copied()).map(str::to_owned).collect()
+    }
+
+    /// Number of the descriptor that the script pipe has in the new shell.
+    pub(crate) fn pipe_fd(&self) -> u8 {
+        match self {
+            Self::Ash(_) => 6,
+            Self::Bash(_) | Self::Sh(_) => 0,
+        }
     }
 
     /// Number of the descriptor that a wire between the agent and the shell has there. sh knows single digits only;
@@ -101,9 +131,9 @@ impl Dialect {
             (Self::Bash(_), Wire::Output) => 61,
             (Self::Bash(_), Wire::Errors) => 60,
             (Self::Bash(_), Wire::Input) => 59,
-            (Self::Sh(_), Wire::Output) => 9,
-            (Self::Sh(_), Wire::Errors) => 8,
-            (Self::Sh(_), Wire::Input) => 7,
+            (Self::Ash(_) | Self::Sh(_), Wire::Output) => 9,
+            (Self::Ash(_) | Self::Sh(_), Wire::Errors) => 8,
+            (Self::Ash(_) | Self::Sh(_), Wire::Input) => 7,
         }
     }
 
@@ -111,7 +141,7 @@ impl Dialect {
     pub(crate) fn script_fd(&self) -> Option<u8> {
         match self {
             Self::Bash(_) => Some(62),
-            Self::Sh(_) => None,
+            Self::Ash(_) | Self::Sh(_) => None,
         }
     }
 
@@ -120,7 +150,18 @@ impl Dialect {
     pub(crate) fn file_parts<'a>(&self, command: &'a str) -> Option<[&'a [u8]; 3]> {
         match self {
             Self::Bash(_) => Some([b"{ exec 63<&-; } 2>/dev/null; ", command.as_bytes(), b"\n"]),
-            Self::Sh(_) => None,
+            Self::Ash(_) | Self::Sh(_) => None,
+        }
+    }
+
+    /// The first line: what the shell itself prints as it ends, from a trap, is output too. Nothing else comes this
+    /// way, since bash's prompts go to its standard error and sh gets empty ones.
+    pub(crate) fn first_line(&self) -> String {
+        let output = self.wire(Wire::Output);
+        match self {
+            Self::Bash(_) => String::new(),
+            Self::Ash(_) => format!("PS1=; PS2=; exec >&{output}; exec 6<&-\n"),
+            Self::Sh(_) => format!("PS1=; PS2=; exec >&{output}\n"),
         }
     }
 
@@ -140,7 +181,7 @@ impl Dialect {
         };
         match self {
             Self::Bash(_) => format!("\\command . /proc/self/fd/63 63<&62 62<&- {redirections}\n"),
-            Self::Sh(_) => format!("\\command eval {} {redirections}\n", quote(command)),
+            Self::Ash(_) | Self::Sh(_) => format!("\\command eval {} {redirections}\n", quote(command)),
         }
     }
 

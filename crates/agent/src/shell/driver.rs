@@ -9,6 +9,7 @@
 //! background jobs live on, and a program that asks for a password on /dev/tty fails at once instead of waiting.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,7 +30,7 @@ use crate::{
     error::{Error, Result},
     sys::{
         Birth, Channel, Child, Command, Ending, Family, Script, Session, SpawnError, Terminal, discard,
-        input_pipe, random_hex, signal_pids,
+        random_hex, script_pipe, signal_pids, stop_with_children,
     },
 };
 
@@ -152,8 +153,8 @@ impl Driver {
 
     fn start_shell(&self, cwd: &str) -> std::result::Result<Running, SpawnError> {
         let failed = |_| SpawnError::Exhausted(libc::EMFILE);
-        let dialect = Dialect::find(self.agent.shell_preference);
-        let (script_pipe, script_end) = input_pipe().map_err(failed)?;
+        let dialect = Dialect::choose(&self.agent.shell);
+        let (script_pipe, script_end) = script_pipe(&self.agent.workload).map_err(failed)?;
         let nowhere = discard().map_err(failed)?;
         let script = dialect.script_fd().map(|_| Script::new()).transpose().map_err(failed)?;
         let family = Family::new_mark();
@@ -163,7 +164,8 @@ impl Driver {
         env.insert(Family::MARK.to_owned(), family.clone());
         use std::os::fd::AsFd as _;
         let mut descriptors = vec![
-            (script_end.as_fd(), 0),
+            (nowhere.as_fd(), 0),
+            (script_end.as_fd(), dialect.pipe_fd().into()),
             (nowhere.as_fd(), 1),
             (nowhere.as_fd(), 2),
             (self.terminal.slave.as_fd(), dialect.wire(Wire::Output).into()),
@@ -181,6 +183,7 @@ impl Driver {
         })?;
         let family = Family { root: child.pid, mark: family };
         let script_pipe = Channel::writing(script_pipe).map_err(failed)?;
+        script_pipe.write_first(dialect.first_line().as_bytes()).map_err(failed)?;
         Ok(Running { child, dialect, script_pipe, script, family })
     }
 
@@ -293,15 +296,21 @@ impl Driver {
         let Some(running) = &mut self.running else { return Outcome::Died(Ending::Exited(NO_SHELL_STATUS)) };
         let end_lines = running.dialect.end_lines(&self.nonce, exec.id);
         let root = [running.child.pid];
+        let mut asked = HashSet::new();
         for round in 0..=KILL_ROUNDS {
+            // Standing still, the shell starts nothing between the look and the signals, and finds its own interrupt
+            // together with its child's death: a shell that sees a child end otherwise takes no notice of it.
+            let stopped = stop_with_children(running.child.pid);
             let young = young_members(&self.agent, &running.family, birth).await;
-            let (signal, patience) =
-                if round == 0 { (libc::SIGINT, GRACE) } else { (libc::SIGKILL, KILL_ROUND) };
-            signal_pids(&young, signal);
-            // A stopped process takes no interrupt.
-            signal_pids(&young, libc::SIGCONT);
-            signal_pids(&root, libc::SIGCONT);
+            let (again, first): (Vec<i32>, Vec<i32>) = young.into_iter().partition(|pid| asked.contains(pid));
+            signal_pids(&again, libc::SIGKILL);
+            signal_pids(&first, libc::SIGINT);
+            signal_pids(&first, libc::SIGCONT);
+            asked.extend(first);
             signal_pids(&root, libc::SIGINT);
+            signal_pids(&stopped, libc::SIGCONT);
+            signal_pids(&root, libc::SIGCONT);
+            let patience = if round == 0 { GRACE } else { KILL_ROUND };
             let answer = async {
                 let _ = running.script_pipe.write_all(end_lines.as_bytes()).await;
                 std::future::pending::<()>().await;

@@ -71,6 +71,14 @@ impl Channel {
         Ok(())
     }
 
+    /// Writes a few bytes into a pipe that is still empty, without waiting.
+    pub(crate) fn write_first(&self, bytes: &[u8]) -> io::Result<()> {
+        match bytes.is_empty() {
+            true => Ok(()),
+            false => Ok(rustix::io::write(self.fd.get_ref(), bytes).map(drop)?),
+        }
+    }
+
     /// Bytes that wait to be read.
     pub(crate) fn available(&self) -> usize {
         rustix::io::ioctl_fionread(self.fd.get_ref()).ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)

@@ -20,9 +20,11 @@ pub(crate) use children::{Child, Children, Ending};
 pub(crate) use identity::{enter_workload_thread, own_ids};
 pub(crate) use init::{prepare_by_hand, take_inherited};
 pub(crate) use places::{Entry, EntryKind, Place, open_directory, open_regular_below};
-pub(crate) use signals::{Interest, Signals, signal_group, signal_pids, terminate_everything};
+pub(crate) use signals::{
+    Interest, Signals, signal_group, signal_pids, stop_with_children, terminate_everything,
+};
 pub(crate) use spawn::{Command, Session, SpawnError};
 pub(crate) use terminal::{
-    Script, Terminal, discard, input_pipe, output_pipe, random_hex, second_reader, second_writer,
+    Script, Terminal, discard, input_pipe, output_pipe, random_hex, script_pipe, second_reader, second_writer,
 };
 pub(crate) use tree::{Birth, Family};

@@ -13,6 +13,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::{channel, tree};
 
+/// The last signal number.
+const SIGNAL_MAX: libc::c_int = 64;
+
 /// What the agent reacts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interest {
@@ -39,9 +42,15 @@ enum Ends {
 
 /// Gives every signal its default disposition and blocks them all, so that they only ever arrive through [`Signals`].
 pub(super) fn reset() {
-    for number in 1..=64 {
+    // By raw calls, since the C library keeps two numbers to itself and leaves them as they were inherited. A zeroed
+    // action of the kernel's own layout is the default one.
+    let default = [0_u64; 4];
+    for number in 1..=SIGNAL_MAX {
         // SAFETY: setting a default disposition runs no code of ours; numbers that cannot be set just fail.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        unsafe {
+            let old = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), old, size_of::<u64>());
+        }
     }
     // Writes to a closed pipe answer EPIPE instead of ending the agent; children get the default back.
     // SAFETY: as above.
@@ -147,4 +156,22 @@ pub(crate) fn signal_pids(pids: &[i32], number: i32) {
 pub(crate) fn signal_group(group: i32, number: i32) -> bool {
     // SAFETY: plain numbers.
     group > 1 && unsafe { libc::kill(-group, number) } == 0
+}
+
+/// Stops a process, waits until it stands still, then stops its children, which are answered: the caller lets them go
+/// on. What the process would have started meanwhile is then either there or not yet asked for, and no child ends
+/// between being seen and being signalled. A process that is busy in the kernel is waited for only a moment.
+pub(crate) fn stop_with_children(pid: i32) -> Vec<i32> {
+    const LOOKS: u32 = 100;
+    const PAUSE: Duration = Duration::from_micros(50);
+    signal_pids(&[pid], libc::SIGSTOP);
+    for _ in 0..LOOKS {
+        if tree::has_stopped(pid) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    let children = tree::children(pid);
+    signal_pids(&children, libc::SIGSTOP);
+    children
 }

@@ -148,8 +148,7 @@ enum Step {
 /// Starts the process and gives its id. The caller reaps it.
 pub(super) fn start(command: &Command<'_>) -> Result<i32, SpawnError> {
     let strings = Strings::new(command)?;
-    let mut stacks = vec![0_u64; 0];
-    stacks.reserve_exact(2 * STACK_BYTES / size_of::<u64>());
+    let mut stacks: Vec<u64> = Vec::with_capacity(2 * STACK_BYTES / size_of::<u64>());
     let base: *mut c_void = stacks.as_mut_ptr().cast();
     // SAFETY: both pointers stay within or at the end of the reserved block.
     let (second_stack, first_stack) = unsafe { (base.byte_add(STACK_BYTES), base.byte_add(2 * STACK_BYTES)) };
@@ -398,7 +397,8 @@ unsafe fn execute(orders: *mut Orders) -> ! {
             libc::execve(candidate.as_ptr(), (*orders).argv.as_ptr(), (*orders).env.as_ptr());
             match *libc::__errno_location() {
                 libc::ENOEXEC => {
-                    if let Some(place) = (&mut (*orders).script_argv).get_mut(1) {
+                    let script_argv = &mut (*orders).script_argv;
+                    if let Some(place) = script_argv.get_mut(1) {
                         *place = candidate.as_ptr();
                     }
                     libc::execve(

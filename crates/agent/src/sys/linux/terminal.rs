@@ -91,6 +91,11 @@ fn reopen(fd: impl AsFd, access: OFlags) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// An input pipe that the workload may also open by its name under `/proc`.
+pub(crate) fn script_pipe(workload: &Workload) -> io::Result<(OwnedFd, OwnedFd)> {
+    as_workload(workload, input_pipe)
+}
+
 /// Something that reads as empty and swallows what is written.
 pub(crate) fn discard() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)

@@ -130,6 +130,19 @@ pub(super) fn others_alive() -> bool {
     snapshot().iter().any(|e| e.pid != 1 && !e.zombie)
 }
 
+/// Direct children of a process.
+pub(super) fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+/// Whether a process stands still, or is gone.
+pub(super) fn has_stopped(pid: i32) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let state = text.get(text.rfind(')').map_or(0, |at| at + 2)..).and_then(|rest| rest.chars().next());
+    matches!(state, None | Some('T' | 't' | 'Z' | 'X'))
+}
+
 #[derive(Debug)]
 struct Entry {
     pid: i32,

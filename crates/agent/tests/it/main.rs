@@ -1,0 +1,9 @@
+//! The agent as its users see it: the real executable behind its socket, by hand and as PID 1.
+#![expect(clippy::print_stderr, reason = "a test that cannot run on this machine says so")]
+
+mod files;
+mod init;
+mod process;
+mod shell;
+mod support;
+mod toolbox;

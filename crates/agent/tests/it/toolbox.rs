@@ -1,0 +1,306 @@
+//! The compatible process routes: execute, sessions, terminals.
+
+use std::io::{BufReader, Read as _, Write as _};
+
+use sandhaus_protocol::toolbox::{
+    ExecuteReply, PtyListReply, PtySessionInfo, Session, SessionExecuteReply, SessionLogs,
+};
+use serde_json::{Value, json};
+
+use crate::support::{Agent, Reply, eventually};
+
+const NEWEST: [(&str, &str); 2] =
+    [("content-type", "application/json"), ("x-daytona-sdk-version", "0.226.1")];
+
+#[test]
+fn execute_runs_to_the_end() {
+    let agent = Agent::start(None);
+    let run = |body: Value| -> (i32, String) {
+        let reply: ExecuteReply = agent.post("/process/execute", &body).json();
+        (reply.exit_code, reply.result)
+    };
+    assert_eq!(run(json!({ "command": "echo out; echo err >&2; exit 3" })), (3, "out\nerr\n".to_owned()));
+    assert_eq!(
+        run(json!({ "command": "pwd; echo $A; cat", "cwd": "/usr", "envs": { "A": "b" } })),
+        (0, "/usr\nb\n".to_owned())
+    );
+    assert_eq!(run(json!({ "command": "pwd", "cwd": "/nosuch" })).0, -1);
+    let long = format!("echo {} | wc -c", "x".repeat(300_000));
+    assert_eq!(run(json!({ "command": long })), (0, "300001\n".to_owned()));
+    let slow =
+        json!({ "command": "sleep 1234 & (setsid sleep 1234 &); echo started; sleep 1234", "timeout": 1 });
+    assert_eq!(
+        agent.post("/process/execute", &slow).refusal(),
+        (408, "PROCESS_EXECUTION_TIMEOUT".to_owned())
+    );
+    assert_eq!(agent.descendants_with("sleep 1234"), [0_u32; 0]);
+    for wrong in [
+        json!({ "command": " " }),
+        json!({ "command": "x", "envs": { "1": "" } }),
+        json!({ "command": "x", "timeout": -1 }),
+    ] {
+        assert_eq!(agent.post("/process/execute", &wrong).refusal().0, 400, "{wrong}");
+    }
+}
+
+#[test]
+fn a_caller_that_leaves_takes_its_command_along() {
+    let agent = Agent::start(None);
+    let body = json!({ "command": "sleep 1234" }).to_string();
+    let mut stream = agent.connect();
+    let head = format!(
+        "POST /process/execute HTTP/1.1\r\nhost: agent\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).expect("send");
+    eventually("the command runs", || !agent.descendants_with("sleep 1234").is_empty());
+    drop(stream);
+    eventually("the command is gone", || agent.descendants_with("sleep 1234").is_empty());
+}
+
+fn in_session(agent: &Agent, id: &str, body: &Value) -> Reply {
+    agent.request("POST", &format!("/process/session/{id}/exec"), &NEWEST, body.to_string().as_bytes())
+}
+
+#[test]
+fn sessions_keep_state_and_streams_apart() {
+    let agent = Agent::start(None);
+    assert_eq!(agent.post("/process/session", &json!({ "sessionId": "s" })).status, 201);
+    assert_eq!(agent.post("/process/session", &json!({ "sessionId": "s" })).refusal().0, 409);
+    assert_eq!(agent.post("/process/session", &json!({ "sessionId": "entrypoint" })).refusal().0, 400);
+    let run = |command: &str| -> SessionExecuteReply {
+        let reply = in_session(&agent, "s", &json!({ "command": command }));
+        assert_eq!(reply.status, 200, "{command}");
+        reply.json()
+    };
+    run("cd /usr; x=1; f() { echo f; }");
+    let reply = run("pwd; echo $x; f; echo err >&2; cat; (exit 4)");
+    assert_eq!(reply.exit_code, Some(4));
+    assert_eq!((reply.stdout.as_deref(), reply.stderr.as_deref()), (Some("/usr\n1\nf\n"), Some("err\n")));
+    assert!(
+        reply.output.is_some_and(
+            |output| output.contains("\u{1}\u{1}\u{1}") && output.contains("\u{2}\u{2}\u{2}err\n")
+        )
+    );
+    assert_eq!(run("echo \"unclosed").exit_code, Some(2));
+    let reply = run("seq 1 50000");
+    let expected: String = (1..=50_000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(reply.stdout, Some(expected));
+    let old = agent.request(
+        "POST",
+        "/process/session/s/exec",
+        &NEWEST[..1],
+        br#"{"command":"echo o; echo e >&2"}"#,
+    );
+    let old: SessionExecuteReply = old.json();
+    assert_eq!(old.stdout, None);
+    assert!(old.output.is_some_and(|output| output == "o\ne\n" || output == "e\no\n"));
+    let session: Session = agent.get("/process/session/s").json();
+    assert_eq!(session.commands.len(), 5);
+    assert_eq!(agent.get("/process/session/nosuch").refusal(), (404, "PROCESS_NOT_FOUND".to_owned()));
+    assert_eq!(
+        agent.get("/process/session/s/command/nosuch").refusal(),
+        (404, "PROCESS_NOT_FOUND".to_owned())
+    );
+    assert_eq!(in_session(&agent, "s", &json!({ "command": "" })).refusal().0, 400);
+    let gone = in_session(&agent, "s", &json!({ "command": "echo bye; exit 3" }));
+    assert_eq!(gone.refusal(), (410, "SESSION_ENDED".to_owned()));
+    assert_eq!(in_session(&agent, "s", &json!({ "command": "echo" })).refusal().0, 410);
+}
+
+#[test]
+fn commands_in_the_background_take_input_and_can_be_followed() {
+    let agent = Agent::start(None);
+    agent.post("/process/session", &json!({ "sessionId": "s" }));
+    let script = "echo ready; read a; echo got $a; read b; echo got $b >&2";
+    let reply = in_session(&agent, "s", &json!({ "command": script, "runAsync": true }));
+    assert_eq!(reply.status, 202);
+    let reply: SessionExecuteReply = reply.json();
+    let command = format!("/process/session/s/command/{}", reply.cmd_id);
+    assert_eq!(agent.get(&command).json::<Value>()["exitCode"], Value::Null);
+    assert_eq!(agent.post(&format!("{command}/input"), &json!({ "data": "one" })).status, 204);
+    assert_eq!(agent.post(&format!("{command}/input"), &json!({ "data": "two\nunread\n" })).status, 204);
+    let followed = agent.request("GET", &format!("{command}/logs?follow=true"), &[], b"");
+    let text = String::from_utf8_lossy(&followed.body).into_owned();
+    assert!(text.contains("got one\n") && text.contains("got two\n"), "{text}");
+    assert_eq!(agent.get(&command).json::<Value>()["exitCode"], 0);
+    let logs: SessionLogs = agent.request("GET", &format!("{command}/logs"), &NEWEST[1..], b"").json();
+    assert_eq!(logs.stderr, "got two\n");
+    assert!(logs.stdout.contains("one\n") && logs.stdout.contains("got one\n"));
+    let plain = agent.get(&format!("{command}/logs"));
+    assert!(plain.headers["content-type"].starts_with("text/plain") && !plain.body.contains(&1));
+    let late = agent.post(&format!("{command}/input"), &json!({ "data": "late" }));
+    assert_eq!(late.refusal(), (410, "COMMAND_ALREADY_COMPLETED".to_owned()));
+    // What was not read is not for the next command.
+    let reply = in_session(&agent, "s", &json!({ "command": "read c; echo c=$c", "runAsync": true }));
+    let reply: SessionExecuteReply = reply.json();
+    let command = format!("/process/session/s/command/{}", reply.cmd_id);
+    agent.post(&format!("{command}/input"), &json!({ "data": "fresh" }));
+    let followed = agent.request("GET", &format!("{command}/logs?follow=true"), &[], b"");
+    assert!(String::from_utf8_lossy(&followed.body).contains("c=fresh\n"));
+    in_session(&agent, "s", &json!({ "command": "sleep 1234 & (setsid sleep 1234 &)" }));
+    assert_eq!(agent.delete("/process/session/s").status, 204);
+    assert_eq!(agent.descendants_with("sleep 1234"), [0_u32; 0]);
+    assert_eq!(agent.get("/process/session/s").status, 404);
+}
+
+/// A WebSocket as far as these tests need one.
+struct Socket(BufReader<std::os::unix::net::UnixStream>);
+
+impl Socket {
+    fn connect(agent: &Agent, target: &str, protocols: &str) -> Result<(Self, Option<String>), u16> {
+        let mut headers = vec![
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        if !protocols.is_empty() {
+            headers.push(("sec-websocket-protocol", protocols));
+        }
+        let answer = agent.send("GET", target, &headers, b"");
+        if answer.status != 101 {
+            return Err(answer.status);
+        }
+        assert_eq!(answer.headers["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let protocol = answer.headers.get("sec-websocket-protocol").cloned();
+        Ok((Self(answer.into_stream()), protocol))
+    }
+
+    fn send(&mut self, text: &str) {
+        let length = u8::try_from(text.len()).expect("short");
+        assert!(length < 126);
+        let mut frame = vec![0x81, 0x80 | length, 0, 0, 0, 0];
+        frame.extend_from_slice(text.as_bytes());
+        self.0.get_mut().write_all(&frame).expect("send a frame");
+    }
+
+    /// Kind and content of the next frame.
+    fn receive(&mut self) -> (u8, Vec<u8>) {
+        let mut head = [0; 2];
+        self.0.read_exact(&mut head).expect("a frame");
+        let length = match head[1] {
+            126 => {
+                let mut length = [0; 2];
+                self.0.read_exact(&mut length).expect("a length");
+                usize::from(u16::from_be_bytes(length))
+            }
+            127 => panic!("frames are smaller here"),
+            length => usize::from(length),
+        };
+        let mut content = vec![0; length];
+        self.0.read_exact(&mut content).expect("the content");
+        (head[0] & 0x0f, content)
+    }
+
+    /// Everything binary until the close frame: that, the texts, and the close frame's content.
+    fn finish(mut self) -> (Vec<u8>, Vec<Value>, Vec<u8>) {
+        let (mut bytes, mut texts) = (Vec::new(), Vec::new());
+        loop {
+            match self.receive() {
+                (1, text) => texts.push(serde_json::from_slice(&text).expect("JSON")),
+                (2, content) => bytes.extend_from_slice(&content),
+                (8, content) => return (bytes, texts, content),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn terminals_attach_type_resize_and_tell_their_end() {
+    let agent = Agent::start(None);
+    let protocols = "X-Daytona-Pty-Envs~eyJBIjoiYiJ9,X-Daytona-Pty-Exit-Control";
+    let (mut socket, protocol) =
+        Socket::connect(&agent, "/process/pty/create-connect?id=t&cols=100&rows=30", protocols)
+            .expect("upgrades");
+    assert_eq!(protocol.as_deref(), Some("X-Daytona-Pty-Exit-Control"));
+    let (kind, content) = socket.receive();
+    assert_eq!(
+        (kind, serde_json::from_slice::<Value>(&content).expect("JSON")),
+        (1, json!({ "type": "control", "status": "connected" }))
+    );
+    let listed: PtyListReply = agent.get("/process/pty").json();
+    assert_eq!((listed.sessions[0].id.as_str(), listed.sessions[0].active), ("t", true));
+    assert_eq!(listed.sessions[0].envs["A"], "b");
+    assert_eq!(Socket::connect(&agent, "/process/pty/create-connect?id=t", "").err(), Some(409));
+    assert_eq!(Socket::connect(&agent, "/process/pty/create-connect?id=", "").err(), Some(400));
+    let resized: PtySessionInfo =
+        agent.post("/process/pty/t/resize", &json!({ "cols": 77, "rows": 11 })).json();
+    assert_eq!((resized.cols, resized.rows), (77, 11));
+    assert_eq!(agent.post("/process/pty/t/resize", &json!({ "cols": 0, "rows": 11 })).refusal().0, 400);
+    socket.send("stty size; echo $A-; tty; exit 3\n");
+    let (bytes, texts, close) = socket.finish();
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("11 77\r\nb-\r\n/dev/pts/"), "{text}");
+    assert_eq!(
+        texts[0],
+        json!({ "type": "control", "status": "exited", "exitCode": 3, "exitReason": "non-zero exit" })
+    );
+    assert_eq!(&close[..2], 1011_u16.to_be_bytes());
+    assert_eq!(serde_json::from_slice::<Value>(&close[2..]).expect("JSON")["exitCode"], 3);
+    eventually("an ended terminal is not listed", || {
+        agent.get("/process/pty").json::<PtyListReply>().sessions.is_empty()
+    });
+    assert_eq!(agent.post("/process/pty/t/resize", &json!({ "cols": 7, "rows": 11 })).refusal().0, 410);
+}
+
+#[test]
+fn terminals_over_rest() {
+    let agent = Agent::start(None);
+    assert_eq!(agent.post("/process/pty", &json!({ "id": "t" })).status, 201);
+    assert_eq!(agent.post("/process/pty", &json!({ "id": "t" })).refusal().0, 409);
+    assert_eq!(agent.post("/process/pty", &json!({ "id": "u", "cols": 2000 })).refusal().0, 400);
+    let lazy = agent.post("/process/pty", &json!({ "id": "lazy", "lazyStart": true }));
+    assert_eq!(lazy.json::<Value>()["sessionId"], "lazy");
+    let info: PtySessionInfo = agent.get("/process/pty/lazy").json();
+    assert!(!info.active && info.lazy_start);
+    let (mut socket, protocol) = Socket::connect(&agent, "/process/pty/lazy/connect", "").expect("upgrades");
+    assert_eq!(protocol, None);
+    socket.send("exit 0\n");
+    let (_, texts, close) = socket.finish();
+    assert_eq!(texts.len(), 1, "who does not ask for the exit in words gets it with the close alone");
+    assert_eq!(&close[..2], 1000_u16.to_be_bytes());
+    let (mut socket, _) = Socket::connect(&agent, "/process/pty/t/connect", "").expect("upgrades");
+    socket.send("sleep 1234 & echo $((40+2))\n");
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("42") {
+        seen.extend_from_slice(&socket.receive().1);
+    }
+    assert_eq!(agent.delete("/process/pty/t").status, 200);
+    assert_eq!(agent.descendants_with("sleep 1234"), [0_u32; 0]);
+    assert_eq!(agent.delete("/process/pty/t").refusal().0, 404);
+    let (socket, _) = Socket::connect(&agent, "/process/pty/nosuch/connect", "").expect("upgrades");
+    assert_eq!(socket.finish().1[0]["status"], "error");
+}
+
+#[test]
+fn logs_can_be_followed_on_a_socket() {
+    let agent = Agent::start(None);
+    agent.post("/process/session", &json!({ "sessionId": "s" }));
+    let reply = in_session(&agent, "s", &json!({ "command": "echo o; echo e >&2; read x", "async": true }));
+    let reply: SessionExecuteReply = reply.json();
+    let command = format!("/process/session/s/command/{}", reply.cmd_id);
+    let offered = "X-Daytona-SDK-Version~0.226.1";
+    let (socket, protocol) =
+        Socket::connect(&agent, &format!("{command}/logs?follow=true"), offered).expect("upgrades");
+    assert_eq!(protocol.as_deref(), Some(offered));
+    agent.post(&format!("{command}/input"), &json!({ "data": "go" }));
+    let (bytes, texts, close) = socket.finish();
+    assert!(texts.is_empty());
+    assert_eq!(close, 1000_u16.to_be_bytes());
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("\u{1}\u{1}\u{1}o\n") && text.contains("\u{2}\u{2}\u{2}e\n"), "{text:?}");
+}
+
+#[test]
+fn what_the_agent_says_of_itself() {
+    let agent = Agent::start(None);
+    assert_eq!(agent.get("/version").json::<Value>()["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(agent.get("/health").json::<Value>()["status"], "ok");
+    let work = agent.work().canonicalize().expect("resolves");
+    for route in ["/work-dir", "/project-dir"] {
+        assert_eq!(agent.get(route).json::<Value>()["dir"].as_str(), work.to_str());
+    }
+    assert!(agent.get("/user-home-dir").json::<Value>()["dir"].is_string());
+}
