@@ -11,13 +11,13 @@ use anyhow::{Context, Result};
 use sandhaus_engines::namespace::{NamespaceConfig, NamespaceEngine};
 use sandhaus_images::{Catalogue, ImageName};
 use sandhaus_sandbox::{
-    EngineName, Instance, NetworkPolicy, Service, Source,
+    EngineName, Instance, Kind, NetworkPolicy, Service, Source,
     engine::Engine,
     service::{Defaults, ServiceConfig},
     store::Store,
 };
 
-use crate::{agent, config::Config};
+use crate::{advice::Advice, agent, config::Config};
 
 /// Name of the namespace engine.
 pub(crate) const NAMESPACE: &str = "namespace";
@@ -61,14 +61,35 @@ pub(crate) fn run_dir(config: &Config) -> PathBuf {
     config.data_dir.join(RUN_DIR)
 }
 
+/// Why a data directory cannot be taken, with what to do about it.
+pub(crate) fn explain_refusal(error: sandhaus_sandbox::Error, data_dir: &Path) -> anyhow::Error {
+    let shown = data_dir.display();
+    match error.kind() {
+        Kind::Conflict => Advice::new(
+            format!("data directory {shown} is in use"),
+            "another server holds it: stop that one, or give this one another --data-dir",
+        )
+        .with_source(error)
+        .into(),
+        Kind::Forbidden => Advice::new(
+            format!("data directory {shown} cannot be used"),
+            "run as root, or give a --data-dir that you own",
+        )
+        .with_source(error)
+        .into(),
+        _ => anyhow::Error::from(error).context("take the data directory"),
+    }
+}
+
 /// Opens the service of an instance that this process holds.
-pub(crate) async fn open_service(
-    instance: Instance,
-    config: &Config,
-    catalogue: Catalogue,
-    lifetime: Lifetime,
-) -> Result<Service> {
+pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: Lifetime) -> Result<Service> {
+    let catalogue = tokio::task::spawn_blocking({
+        let config = config.clone();
+        move || open_catalogue(&config)
+    });
+    // The launcher comes up while the catalogue is looked at.
     let namespace = open_namespace(&instance, &config.data_dir).await?;
+    let catalogue = catalogue.await.context("open image catalogue")??;
     let engines: BTreeMap<EngineName, Arc<dyn Engine>> =
         BTreeMap::from([(EngineName(NAMESPACE.to_owned()), namespace as Arc<dyn Engine>)]);
     let base = ImageName::parse(BASE_ALIAS).expect("a valid name");

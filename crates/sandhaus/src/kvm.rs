@@ -9,20 +9,23 @@
 
 use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    process::{Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+    time::Timespec,
+};
 
 /// First argument with which the binary re-executes itself as the probe.
 pub(crate) const PROBE_ARGUMENT: &str = "__kvm-probe";
 
 /// How long the guest may take. A processor needs a few milliseconds.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often the probe's end is looked for.
-const POLL_PERIOD: Duration = Duration::from_millis(10);
 
 /// What was found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,20 +57,14 @@ fn run_probe() -> Result<Verdict> {
         .stderr(Stdio::piped())
         .spawn()
         .context("start the probe")?;
-    let deadline = Instant::now() + PROBE_TIMEOUT;
     // The probe writes one short line at most, so its pipe never fills.
-    let status = loop {
-        match child.try_wait()? {
-            Some(status) => break status,
-            None if Instant::now() >= deadline => {
-                child.kill().context("end the probe")?;
-                child.wait()?;
-                let seconds = PROBE_TIMEOUT.as_secs();
-                return Ok(Verdict::Broken(format!("a test guest did not end within {seconds} s")));
-            }
-            None => std::thread::sleep(POLL_PERIOD),
-        }
-    };
+    if !ends_in_time(&child)? {
+        child.kill().context("end the probe")?;
+        child.wait()?;
+        let seconds = PROBE_TIMEOUT.as_secs();
+        return Ok(Verdict::Broken(format!("a test guest did not end within {seconds} s")));
+    }
+    let status = child.wait()?;
     if status.success() {
         return Ok(Verdict::Works);
     }
@@ -79,6 +76,21 @@ fn run_probe() -> Result<Verdict> {
         "" => format!("the probe ended with {status}"),
         said => said.to_owned(),
     }))
+}
+
+/// Waits for the probe's end; false if it does not come in time.
+fn ends_in_time(child: &Child) -> Result<bool> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("number of the probe")?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).context("watch the probe")?;
+    let deadline = Instant::now() + PROBE_TIMEOUT;
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?;
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("watch the probe"),
+        }
+    }
 }
 
 /// The probe's life, entered from `main`.

@@ -23,8 +23,9 @@ impl PrivateInstance {
     pub(crate) async fn open(config: &Config) -> Result<Self> {
         domain::sweep_dead_runs(config).await;
         let (parent, id) = (domain::run_dir(config), Instance::random_id());
-        let instance = Instance::acquire_for_process(&parent, &id).context("make a private instance")?;
-        let service = match Self::open_service(instance, config).await {
+        let instance = Instance::acquire_for_process(&parent, &id)
+            .map_err(|error| domain::explain_refusal(error, &config.data_dir))?;
+        let service = match domain::open_service(instance, config, Lifetime::Instance).await {
             Ok(service) => service,
             Err(error) => {
                 remove(&parent, &id)?;
@@ -32,11 +33,6 @@ impl PrivateInstance {
             }
         };
         Ok(Self { service, parent, id })
-    }
-
-    async fn open_service(instance: Instance, config: &Config) -> Result<Service> {
-        let catalogue = domain::open_catalogue(config)?;
-        domain::open_service(instance, config, catalogue, Lifetime::Instance).await
     }
 
     /// Its service.

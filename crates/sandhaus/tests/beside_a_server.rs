@@ -1,4 +1,9 @@
 //! The command line beside a server, on sandboxes that last.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails, and one that cannot run says so"
+)]
 
 use std::{
     io::{BufRead, BufReader, Write},

@@ -1,4 +1,5 @@
 //! What the command line says about itself: a change of it is a change that users see.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by failing")]
 
 use std::process::Command;
 

@@ -1,5 +1,10 @@
 //! `run` on a terminal, and under signals: what passes through, and that the terminal comes back as it was.
 #![expect(unsafe_code, reason = "a child takes its controlling terminal between fork and exec")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails, and one that cannot run says so"
+)]
 
 use std::{
     fs::File,

@@ -19,10 +19,6 @@ use crate::{
     output::{human_bytes, print, print_json, visible},
 };
 
-/// Free space in the data directory below which it is a warning, and below which sandboxes cannot run.
-const DISK_WARN_BYTES: u64 = 2 << 30;
-const DISK_FAIL_BYTES: u64 = 64 << 20;
-
 /// Available memory below which it is a warning.
 const MEMORY_WARN_BYTES: u64 = 512 << 20;
 
@@ -70,10 +66,7 @@ pub(crate) async fn doctor(arguments: &DoctorArguments, config: &Config) -> Resu
     let data_dir = check_data_dir(&config.data_dir);
     let mut checks = Vec::new();
     match Scratch::new(&config.data_dir) {
-        Ok(scratch) => {
-            checks.extend(check_host(scratch.path()).into_iter().map(Check::from));
-            checks.push(check_disk(scratch.path()));
-        }
+        Ok(scratch) => checks.extend(check_host(scratch.path()).into_iter().map(Check::from)),
         Err(error) => checks.push(Check::fail(
             "sandboxes",
             format!("no place to try in: {error}"),
@@ -184,24 +177,6 @@ fn check_data_dir(dir: &Path) -> Check {
         Ok(Some(holder)) => Check::ok(DATA_DIR_CHECK, format!("{shown}, held by process {}", holder.pid)),
         Ok(None) => Check::ok(DATA_DIR_CHECK, format!("{shown}, free")),
         Err(error) => Check::fail(DATA_DIR_CHECK, error.to_string(), "run as root"),
-    }
-}
-
-fn check_disk(dir: &Path) -> Check {
-    const NAME: &str = "disk space";
-    let free = match rustix::fs::statvfs(dir) {
-        Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize),
-        Err(error) => {
-            return Check::warn(NAME, error.to_string(), "look at the file system of the data directory");
-        }
-    };
-    let found = format!("{} free", human_bytes(free));
-    if free < DISK_FAIL_BYTES {
-        Check::fail(NAME, found, "free space, or choose another --data-dir")
-    } else if free < DISK_WARN_BYTES {
-        Check::warn(NAME, found, "free space, or choose another --data-dir")
-    } else {
-        Check::ok(NAME, found)
     }
 }
 

@@ -109,6 +109,7 @@ mod tests {
             expires_at: "9999-12-31T23:59:59Z".to_owned(),
             ..session.clone()
         };
+        let ended = SessionInfo { ended_at: Some("2024-01-01T00:00:57Z".to_owned()), ..session.clone() };
         let odd =
             SessionInfo { created_at: "\u{7}".to_owned(), expires_at: String::new(), ..session.clone() };
         let now = "2024-01-01T00:01:00Z".parse().unwrap();

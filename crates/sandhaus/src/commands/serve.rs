@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context, Result};
 use owo_colors::{OwoColorize, Stream};
 use sandhaus_gateway::{GatewayConfig, V1Config};
-use sandhaus_sandbox::{Instance, Kind};
+use sandhaus_sandbox::Instance;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -33,45 +33,33 @@ pub(crate) async fn serve(
     crate::process::raise_open_files_limit();
     let mut signals = Signals::listen()?;
 
-    let instance = acquire(&config.data_dir)?;
+    let instance = Instance::acquire(&config.data_dir)
+        .map_err(|error| domain::explain_refusal(error, &config.data_dir))?;
     let listener = listen(&config).await?;
     let address = listener.local_addr().context("read the listener's address")?;
     let url = reachable_url(address);
     // The address is written down before the service takes the instance; until it answers, connections wait.
     instance.announce(&url).context("announce the address")?;
     domain::sweep_dead_runs(&config).await;
-    let catalogue = domain::open_catalogue(&config)?;
-    let service = domain::open_service(instance, &config, catalogue, Lifetime::Configured).await?;
+    let service = domain::open_service(instance, &config, Lifetime::Configured).await?;
 
     let stop = CancellationToken::new();
     let gateway = gateway_config(&config);
-    let served = tokio::spawn(sandhaus_gateway::serve(listener, service.clone(), gateway, stop.clone()));
+    let mut served = tokio::spawn(sandhaus_gateway::serve(listener, service.clone(), gateway, stop.clone()));
     banner(&url, &config, file);
-    let signal = signals.end().await;
-    tracing::info!(signal, "stopping; sandboxes go on");
-    stop.cancel();
-    let served = served.await.context("the listener's task failed")?;
+    let served = tokio::select! {
+        // It ends by itself only if it fails.
+        served = &mut served => served,
+        signal = signals.end() => {
+            tracing::info!(signal, "stopping; sandboxes go on");
+            stop.cancel();
+            served.await
+        }
+    };
+    let served = served.context("the listener's task failed")?;
     service.shutdown().await;
     served.context("serve")?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn acquire(data_dir: &Path) -> Result<Instance> {
-    Instance::acquire(data_dir).map_err(|error| match error.kind() {
-        Kind::Conflict => Advice::new(
-            format!("data directory {} is in use", data_dir.display()),
-            "another server holds it: stop that one, or give this one another --data-dir",
-        )
-        .with_source(error)
-        .into(),
-        Kind::Forbidden => Advice::new(
-            format!("data directory {} cannot be used", data_dir.display()),
-            "run as root, or give a --data-dir that you own",
-        )
-        .with_source(error)
-        .into(),
-        _ => anyhow::Error::from(error).context("take the data directory"),
-    })
 }
 
 async fn listen(config: &Config) -> Result<TcpListener> {
