@@ -27,7 +27,7 @@ const PROFILES: [&str; 2] = ["strict", "container"];
 const SWAPS: usize = 100_000;
 
 /// How many operations the host does meanwhile, of each kind, at the least.
-const RACES: usize = 100;
+const RACES: usize = 60;
 
 fn create(server: &Server, profile: &str) -> Session {
     Session::create(&server.http(), &json!({"security": profile}))
@@ -181,11 +181,11 @@ fn exchanged_links_lead_the_host_nowhere() {
     with_server("exchanged_links_lead_the_host_nowhere", |server| {
         let canaries = Canaries::plant();
         let canary = canaries.files()[0].parent().unwrap().display().to_string();
-        for profile in PROFILES {
-            // Of the host, of the agent, and of the sandbox itself but beyond the folder that files are served from.
-            for target in
-                [canary.as_str(), "/proc/1/root/tmp", "/proc/self/cwd", "/tmp/beyond", "../tmp/beyond"]
-            {
+        // Of the host, of the agent, and of the sandbox itself but beyond the folder that files are served from. The
+        // profiles differ in what a workload may do, not in how the agent resolves paths: the second takes two.
+        let targets = [canary.as_str(), "/tmp/beyond", "../tmp/beyond", "/proc/1/root/tmp", "/proc/self/cwd"];
+        for (profile, targets) in [("strict", &targets[..]), ("container", &targets[..2])] {
+            for target in targets {
                 let session = create(server, profile);
                 install(&session, "swap");
                 session.output(
@@ -232,7 +232,7 @@ fn hammer(server: &Server, session: &Session, canaries: &Canaries) {
                     Content-Disposition: form-data; name=\"file\"; filename=\"uploaded\"\r\n\r\nup\r\n--e--\r\n";
         let media = "multipart/form-data; boundary=e";
         http.send("POST", &session.route("/fs/upload"), media, form.as_bytes());
-        if round % 10 == 0 {
+        if round % 20 == 0 {
             let inside = format!("{}:/workspace/d/copied", session.id);
             binary::run(server.cli().arg("cp").arg(&source).arg(&inside));
             let back = scratch.path().join("back");

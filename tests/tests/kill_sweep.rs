@@ -72,9 +72,14 @@ fn a_death_at_any_step_leaves_nothing_behind() {
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
+                let mut dir = DataDir::new();
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let outcome =
-                        std::panic::catch_unwind(|| sweep(case)).map_err(|panic| told(panic.as_ref()));
+                        std::panic::catch_unwind(|| sweep(case, &dir)).map_err(|panic| told(panic.as_ref()));
+                    if outcome.is_err() {
+                        // What one case left must not be another's.
+                        dir = DataDir::new();
+                    }
                     outcomes.lock().expect("no worker panics here").insert(case.clone(), outcome);
                 }
             });
@@ -103,15 +108,15 @@ enum Hit {
     Missed,
 }
 
-/// One case: a life with the point armed, then a server without, which must find everything in order.
-fn sweep(case: &Case) -> Hit {
-    let dir = DataDir::new();
+/// One case: a life with the point armed, then a server without, which must find everything in order. The directory
+/// serves the next case too: what is left is nothing.
+fn sweep(case: &Case, dir: &DataDir) -> Hit {
     let armed = Options {
         env: vec![("SANDHAUS_FAULT".to_owned(), format!("{}={}", case.point, case.victim))],
         config: None,
     };
     let mut hit = Hit::Missed;
-    match Server::try_start(&dir, &armed) {
+    match Server::try_start(dir, &armed) {
         // The point lies in the start itself.
         Err(_) => hit = Hit::Passed,
         Ok(server) => {
@@ -136,7 +141,7 @@ fn sweep(case: &Case) -> Hit {
             }
         }
     }
-    settle_again(&dir, case);
+    settle_again(dir, case);
     hit
 }
 
