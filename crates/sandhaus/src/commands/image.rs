@@ -7,7 +7,7 @@ use sandhaus_images::{Image, ImageName, ImportOptions};
 use sandhaus_sandbox::Instance;
 
 use crate::{
-    advice::{print_error, print_note},
+    advice::{Advice, print_error, print_note},
     cli::{ImageArguments, ImageCommand, Output, ServerArguments},
     commands::run::Quiet,
     config::Config,
@@ -34,6 +34,12 @@ fn import(config: &Config, name: &str, source: &Path, replace: bool, quiet: Quie
     let mut count = ByteCount::new("importing", quiet);
     let image = catalogue
         .import(&name, &source, &ImportOptions { replace }, &mut |done, total| count.update(done, total))
+        .map_err(|error| match error {
+            sandhaus_images::Error::Exists(_) => {
+                Advice::new(error.to_string(), "--replace puts the new image in its place").into()
+            }
+            error => anyhow::Error::from(error),
+        })
         .with_context(|| format!("import {} as {name}", source.display()))?;
     drop(count);
     if quiet == Quiet::No {
