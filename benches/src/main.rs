@@ -12,7 +12,7 @@ mod peers;
 mod report;
 mod rootfs;
 
-use std::path::PathBuf;
+use std::{ffi::OsStr, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -38,10 +38,14 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     let mut given = std::env::args_os().skip(1);
-    if given.next().is_some_and(|argument| argument == floor::ARGUMENT) {
-        let root = given.next().context("the probe's root is missing")?;
-        let scratch = given.next().context("the probe's folder is missing")?;
-        return floor::serve(root.as_ref(), scratch.as_ref());
+    match given.next().as_deref().and_then(OsStr::to_str) {
+        Some(floor::ARGUMENT) => {
+            let root = given.next().context("the probe's root is missing")?;
+            let scratch = given.next().context("the probe's folder is missing")?;
+            return floor::serve(root.as_ref(), scratch.as_ref());
+        }
+        Some(peers::ARGUMENT) => return peers::serve(),
+        _ => {}
     }
     let arguments = Arguments::parse();
     fs_err::create_dir_all(&arguments.report)?;

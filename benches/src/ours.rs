@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::{
     Arguments,
     floor::{self, First, Sample},
-    peers,
+    peers::{self, Peer},
     report::Report,
 };
 
@@ -46,9 +46,14 @@ pub(crate) fn measure(
     let imported = binary::run(binary::command(dir.path()).args(["image", "import", "bench"]).arg(root));
     ensure!(imported.code == 0, "the image is not imported: {}", imported.stderr);
     let server = Server::start(&dir);
-    latencies(report, arguments, root, scratch, &server)?;
+    let (mut peers, absent) = peers::find(root, scratch);
+    for (name, why) in absent {
+        report.absent(&name, &why);
+    }
+    latencies(report, arguments, root, scratch, &server, &mut peers)?;
     round_trips(report, arguments, &server)?;
-    throughput(report, arguments, root, scratch, &server)?;
+    throughput(report, arguments, root, scratch, &server, &peers)?;
+    drop(peers);
     alive(report, arguments, &dir, server)?;
     Ok(())
 }
@@ -60,13 +65,10 @@ fn latencies(
     root: &Path,
     scratch: &Path,
     server: &Server,
+    found: &mut [Peer],
 ) -> anyhow::Result<()> {
     let mut connection = server.http().connect()?;
     let mut floor = Floor::start(root, scratch)?;
-    let (mut found, absent) = peers::find(root, scratch);
-    for (name, why) in absent {
-        report.absent(&name, &why);
-    }
     let alone = DataDir::in_folder(scratch);
     let imported = binary::run(binary::command(alone.path()).args(["image", "import", "bench"]).arg(root));
     ensure!(imported.code == 0, "the image is not imported: {}", imported.stderr);
@@ -208,6 +210,7 @@ fn throughput(
     root: &Path,
     scratch: &Path,
     server: &Server,
+    peers: &[Peer],
 ) -> anyhow::Result<()> {
     let time = Duration::from_secs(arguments.seconds);
     for in_flight in IN_FLIGHT {
@@ -223,6 +226,18 @@ fn throughput(
             Ok(move || floor.sample(First::Builtin).map(drop))
         })?;
         report.add(&what, "floor", "/s", vec![rate]);
+        for peer in peers {
+            let rate = per_second(in_flight, time, || {
+                let mut worker = peer.another()?;
+                Ok(move || worker.run().map(drop))
+            });
+            match rate {
+                Ok(rate) => report.add(&what, &format!("{}, whole run of true", peer.name), "/s", vec![rate]),
+                Err(error) => {
+                    report.absent(&format!("{}, {in_flight} in flight", peer.name), &format!("{error:#}"))
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -2,15 +2,48 @@
 //! system, with as much of the same confinement as it offers; what a run costs includes its own start and removal.
 
 use std::{
+    io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Instant,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use serde_json::{Value, json};
 
+/// First argument with which the benchmark executes itself as the process that starts the peers.
+pub(crate) const ARGUMENT: &str = "__peers";
+
+/// Runs each command line that it reads and answers with its time in milliseconds.
+///
+/// A host with cgroup hierarchies of both versions confuses some peers. They are started from a mount namespace without
+/// the unified one; entering it anew for each run would count against them.
+pub(crate) fn serve() -> anyhow::Result<()> {
+    for line in io::stdin().lock().lines() {
+        let arguments: Vec<String> = serde_json::from_str(&line?)?;
+        let time = run(&arguments).map_err(|error| format!("{error:#}"));
+        let mut stdout = io::stdout().lock();
+        serde_json::to_writer(&mut stdout, &time)?;
+        stdout.write_all(b"\n")?;
+        stdout.flush()?;
+    }
+    Ok(())
+}
+
+fn run(arguments: &[String]) -> anyhow::Result<f64> {
+    let (program, rest) = arguments.split_first().context("an empty command line")?;
+    let start = Instant::now();
+    let output = Command::new(program).args(rest).stdin(Stdio::null()).output()?;
+    let time = start.elapsed().as_secs_f64() * 1e3;
+    if output.status.success() {
+        return Ok(time);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    bail!("it ended with {}: {}", output.status, said.trim().lines().last().unwrap_or_default())
+}
+
 /// A peer that works here.
+#[derive(Debug)]
 pub(crate) struct Peer {
     /// Its name and version.
     pub(crate) name: String,
@@ -18,6 +51,9 @@ pub(crate) struct Peer {
     root: PathBuf,
     scratch: PathBuf,
     count: u64,
+    starter: Child,
+    requests: Option<ChildStdin>,
+    times: BufReader<ChildStdout>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,88 +85,68 @@ impl Peer {
         let version = String::from_utf8_lossy(&version.stdout).into_owned();
         let number = version.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
         let name = format!("{program} {}", number.unwrap_or_default());
-        let mut peer = Self {
-            name,
-            kind,
-            root: root.to_owned(),
-            scratch: scratch.join(format!("peer-{program}")),
-            count: 0,
-        };
-        fs_err::create_dir_all(&peer.scratch)?;
+        let mut peer = Self::start(kind, name, root, scratch)?;
         // A first run that fails says why; one that works has warmed whatever there is to warm.
         peer.run()?;
         Ok(peer)
     }
 
+    fn start(kind: Kind, name: String, root: &Path, parent: &Path) -> anyhow::Result<Self> {
+        let scratch = tempfile::Builder::new().prefix("peer-").tempdir_in(parent)?.keep();
+        let hide = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
+        let mut starter = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", hide, "sh"])
+            .arg(std::env::current_exe()?)
+            .arg(ARGUMENT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let requests = starter.stdin.take();
+        let times = BufReader::new(starter.stdout.take().expect("the output is piped"));
+        Ok(Self { name, kind, root: root.to_owned(), scratch, count: 0, starter, requests, times })
+    }
+
+    /// One more of the same, to run beside it.
+    pub(crate) fn another(&self) -> anyhow::Result<Self> {
+        let parent = self.scratch.parent().context("the peer's folder lies in another")?;
+        Self::start(self.kind, self.name.clone(), &self.root, parent)
+    }
+
     /// Runs `/bin/true` once and gives the time in milliseconds.
     pub(crate) fn run(&mut self) -> anyhow::Result<f64> {
         self.count += 1;
-        let id = format!("bench-{}-{}", std::process::id(), self.count);
-        let mut command = self.command(&id)?;
-        let start = Instant::now();
-        let output = command.output()?;
-        let time = start.elapsed().as_secs_f64() * 1e3;
-        self.check(&output)?;
+        let id = format!("bench-{}-{}", self.starter.id(), self.count);
+        let arguments = self.command(&id)?;
+        let requests = self.requests.as_mut().expect("open until dropped");
+        requests.write_all((serde_json::to_string(&arguments)? + "\n").as_bytes())?;
+        let mut line = String::new();
+        self.times.read_line(&mut line)?;
+        let time: Result<f64, String> = serde_json::from_str(&line).context("the starter of peers ended")?;
         if matches!(self.kind, Kind::Runc | Kind::Crun) {
             fs_err::remove_dir_all(self.scratch.join(&id))?;
         }
-        Ok(time)
+        time.map_err(|error| anyhow!("{error}"))
     }
 
-    fn check(&self, output: &Output) -> anyhow::Result<()> {
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "{} ended with {}: {}",
-            self.name,
-            output.status,
-            said.trim().lines().last().unwrap_or_default()
-        )
-    }
-
-    fn command(&self, id: &str) -> anyhow::Result<Command> {
+    fn command(&self, id: &str) -> anyhow::Result<Vec<String>> {
+        let root = self.root.display();
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         Ok(match self.kind {
-            Kind::Bubblewrap => {
-                let mut command = Command::new("bwrap");
-                command.args(["--unshare-all", "--new-session", "--die-with-parent", "--cap-drop", "ALL"]);
-                command.arg("--ro-bind").arg(&self.root).args(["/", "--dev", "/dev", "--proc", "/proc"]);
-                command.args(["--tmpfs", "/tmp", "/bin/true"]);
-                command
-            }
+            Kind::Bubblewrap => words(&format!(
+                "bwrap --unshare-all --new-session --die-with-parent --cap-drop ALL --ro-bind {root} / --dev /dev \
+                 --proc /proc --tmpfs /tmp /bin/true"
+            )),
             Kind::Runc | Kind::Crun => {
                 let bundle = self.scratch.join(id);
                 self.write_bundle(&bundle, id)?;
                 let program = if self.kind == Kind::Runc { "runc" } else { "crun" };
-                // A host with hierarchies of both versions confuses these; they see those of version 1 only, by a
-                // mount namespace of their own.
-                let mut command = Command::new("unshare");
-                let hide = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
-                command.args(["--mount", "--propagation", "private", "sh", "-c", hide, "sh", program]);
-                command
-                    .arg("--root")
-                    .arg(self.scratch.join("state"))
-                    .args(["run", "--bundle"])
-                    .arg(&bundle)
-                    .arg(id);
-                command
+                let state = self.scratch.join("state");
+                words(&format!("{program} --root {} run --bundle {} {id}", state.display(), bundle.display()))
             }
-            Kind::Podman => {
-                let mut command = Command::new("podman");
-                command.args(["run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024"]);
-                command.args([
-                    "--ulimit",
-                    "nproc=1024:1024",
-                    "--cgroups",
-                    "enabled",
-                    "--name",
-                    id,
-                    "--rootfs",
-                ]);
-                command.arg(format!("{}:O", self.root.display())).arg("/bin/true");
-                command
-            }
+            Kind::Podman => words(&format!(
+                "podman run --rm --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --name {id} \
+                 --rootfs {root}:O /bin/true"
+            )),
         })
     }
 
@@ -158,5 +174,14 @@ impl Peer {
         config["mounts"] = mounts.into_iter().filter(|mount| mount["type"] != "cgroup").collect();
         fs_err::write(&path, config.to_string())?;
         Ok(())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // The end of its input is its end.
+        self.requests = None;
+        let _ = self.starter.wait();
+        let _ = fs_err::remove_dir_all(&self.scratch);
     }
 }

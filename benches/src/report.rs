@@ -99,7 +99,7 @@ impl Report {
                 let ratio = own
                     .filter(|own| *own > 0.0)
                     .map_or(String::new(), |own| format!("  x{:.2}", measure.p50 / own));
-                let _ = writeln!(text, "  {who:<26}{}{ratio}", measure.shown());
+                let _ = writeln!(text, "  {who:<40}{}{ratio}", measure.shown());
             }
         }
         if !self.absent.is_empty() {
