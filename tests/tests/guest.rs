@@ -33,6 +33,7 @@ const CHECKS: &[&str] = &[
     "create",
     "exec",
     "exec-keeps-state",
+    "oom-score",
     "limits",
     "memory-bomb",
     "many-processes",

@@ -110,6 +110,10 @@ const CAPABILITY_LAST: libc::c_ulong = 63;
 /// Raised after start, so that the kernel ends the workload before the agent when memory runs out.
 const WORKLOAD_OOM_SCORE: &str = "500";
 
+/// How often the score is tried while the child is between two programs. A child that stays refused (one that runs a
+/// program it may not read) keeps the agent's score.
+const OOM_SCORE_TRIES: u32 = 200;
+
 /// What the child reads and where it reports. It lives on the agent's stack while the agent is suspended.
 struct Orders {
     candidates: Vec<CString>,
@@ -185,8 +189,7 @@ pub(super) fn start(command: &Command<'_>) -> Result<i32, SpawnError> {
     match failed {
         Step::None => {
             let pid = if command.session == Session::Leaderless { second } else { pid };
-            // The child may already be gone, or the kernel may refuse: it then keeps the agent's score.
-            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), WORKLOAD_OOM_SCORE);
+            prefer_as_victim(pid);
             Ok(pid)
         }
         Step::Clone => Err(clone_error(errno)),
@@ -198,6 +201,19 @@ pub(super) fn start(command: &Command<'_>) -> Result<i32, SpawnError> {
         Step::Execute if errno == libc::ENOENT || errno == libc::ENOTDIR => Err(SpawnError::NotFound),
         Step::Execute if errno == libc::EAGAIN || errno == libc::ENOMEM => Err(SpawnError::Exhausted(errno)),
         Step::Execute => Err(SpawnError::NotExecutable(errno)),
+    }
+}
+
+/// Raises a fresh child's score. The kernel lets the agent go on a moment before the child has left its memory, and so
+/// long the child's files in `/proc` belong to nobody here: then the write is refused and tried again.
+fn prefer_as_victim(pid: i32) {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    for _ in 0..OOM_SCORE_TRIES {
+        match std::fs::write(&path, WORKLOAD_OOM_SCORE) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => std::thread::yield_now(),
+            // Written, or the child is gone.
+            _ => return,
+        }
     }
 }
 
