@@ -32,6 +32,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
+/// The same for what only tests may use besides: what a user of the package would hand to it.
+const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[("sandhaus-engines", &["sandhaus-images"])];
+
 /// Packages from outside that may not be reached from a package of ours, by any path of normal dependencies.
 const UNREACHABLE: &[(&str, &[&str])] = &[
     ("sandhaus-protocol", &["tokio", "hyper", "axum", "rustix", "libc"]),
@@ -74,8 +77,10 @@ struct Graph {
 
 #[derive(Debug, Default, Clone)]
 struct Package {
-    /// Declared dependencies of every kind (normal, build, test) with the features asked for.
+    /// Declared dependencies, normal and of build scripts, with the features asked for.
     declared: BTreeMap<String, BTreeSet<String>>,
+    /// Those of tests and benchmarks.
+    tested_with: BTreeSet<String>,
 }
 
 fn graph() -> anyhow::Result<Graph> {
@@ -86,11 +91,16 @@ fn graph() -> anyhow::Result<Graph> {
         .context("read cargo metadata")?;
     let mut graph = Graph::default();
     for package in metadata.workspace_packages() {
-        let mut declared: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut noted = Package::default();
         for dependency in &package.dependencies {
-            declared.entry(dependency.name.clone()).or_default().extend(dependency.features.iter().cloned());
+            if dependency.kind == DependencyKind::Development {
+                noted.tested_with.insert(dependency.name.clone());
+            } else {
+                let features = noted.declared.entry(dependency.name.clone()).or_default();
+                features.extend(dependency.features.iter().cloned());
+            }
         }
-        graph.packages.insert(package.name.to_string(), Package { declared });
+        graph.packages.insert(package.name.to_string(), noted);
     }
     let names: BTreeMap<_, _> =
         metadata.packages.iter().map(|package| (&package.id, package.name.to_string())).collect();
@@ -114,10 +124,17 @@ impl Graph {
                 found.push(format!("{name} is not in the rules"));
                 continue;
             };
+            let in_tests =
+                ALLOWED_IN_TESTS.iter().find(|(known, _)| known == name).map_or(&[][..], |(_, used)| *used);
             for used in package.declared.keys().filter(|used| self.packages.contains_key(*used)) {
-                // A package's tests may turn on its own features.
-                if used != name && !allowed.contains(&used.as_str()) {
+                if !allowed.contains(&used.as_str()) {
                     found.push(format!("{name} may not depend on {used}"));
+                }
+            }
+            for used in package.tested_with.iter().filter(|used| self.packages.contains_key(*used)) {
+                // A package's tests may turn on its own features.
+                if used != name && !allowed.contains(&used.as_str()) && !in_tests.contains(&used.as_str()) {
+                    found.push(format!("{name} may not depend on {used} in its tests"));
                 }
             }
         }
@@ -170,7 +187,7 @@ mod tests {
         let mut graph = Graph::default();
         for (name, allowed) in ALLOWED {
             let declared = allowed.iter().map(|used| ((*used).to_owned(), BTreeSet::new())).collect();
-            graph.packages.insert((*name).to_owned(), Package { declared });
+            graph.packages.insert((*name).to_owned(), Package { declared, tested_with: BTreeSet::new() });
             graph
                 .resolved
                 .insert((*name).to_owned(), allowed.iter().map(|used| (*used).to_owned()).collect());
@@ -246,9 +263,21 @@ mod tests {
     }
 
     #[test]
-    fn a_package_may_turn_on_its_own_features_in_tests() {
+    fn tests_may_use_a_little_more_and_no_more() {
         let mut graph = sound();
-        declare(&mut graph, "sandhaus-sandbox", "sandhaus-sandbox", &["testing"]);
+        for (name, used) in
+            [("sandhaus-sandbox", "sandhaus-sandbox"), ("sandhaus-engines", "sandhaus-images")]
+        {
+            graph
+                .packages
+                .get_mut(name)
+                .expect("a package of the workspace")
+                .tested_with
+                .insert(used.to_owned());
+        }
         assert_eq!(graph.violations(), Vec::<String>::new());
+        let package = graph.packages.get_mut("sandhaus-engines").expect("a package of the workspace");
+        package.tested_with.insert("sandhaus-gateway".to_owned());
+        assert_eq!(graph.violations(), ["sandhaus-engines may not depend on sandhaus-gateway in its tests"]);
     }
 }
