@@ -120,8 +120,8 @@ fn a_timeout_ends_the_command_and_spares_the_shell() {
             );
             assert_eq!(session.output("echo $kept; pwd"), "yes\n/tmp", "{stubborn}");
         }
-        // A program that ignores interrupts is killed; the shell, which knows of none, goes on to the next word of the
-        // command. A shell that ignores them itself is replaced.
+        // A program that is deaf to interrupts is killed; its shell, which was not interrupted, takes that for the
+        // program's end. A shell that is deaf itself is replaced.
         for deaf in ["sh -c 'trap \"\" INT TERM; sleep 1000'", "trap '' INT TERM; while :; do :; done"] {
             session.try_exec(&json!({"cmd": deaf, "timeout_ms": 300})).expect(504);
             assert_eq!(session.output("echo alive"), "alive", "{deaf}");
