@@ -1,19 +1,29 @@
 //! Removing a tree that a sandbox has filled: never outside it, whatever it holds, however deep it goes.
 
-use std::{io, os::fd::BorrowedFd};
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, RawDir},
+    fs::{AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom},
     io::Errno,
 };
 
 /// Bytes of directory entries read at a time.
 const ENTRIES_BYTES: usize = 32 * 1024;
 
+/// Directories entered one within the other; what lies deeper is moved up first.
+const DEPTH_MAX: usize = 32;
+
+/// Directories at the top that are looked at in one pass.
+const NAMES_MAX: usize = 1024;
+
 /// Removes `name` under `parent` with all below. Absent is success.
 ///
-/// Nobody may still write below it. Directories that are not empty are moved up to the top before they are emptied, so
-/// neither depth nor count needs memory, stack or descriptors beyond a few.
+/// Nobody may still write below it. What lies deep is moved up to the top before it is emptied, so neither depth nor
+/// count needs stack, memory or descriptors beyond a few.
 pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let top = match open_directory(parent, name) {
         Ok(top) => top,
@@ -23,30 +33,24 @@ pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &str) -> io::Result<()> 
         }
         Err(error) => return Err(error.into()),
     };
-    let mut moved = 0_u64;
-    empty(&top, &top, &mut moved)?;
-    // Each pass empties the directories that were moved up, and moves up what lies in those.
-    loop {
-        let before = moved;
-        let mut found = false;
-        for directory in subdirectories(&top)? {
-            found = true;
-            let inner = open_directory(&top, &directory)?;
-            empty(&inner, &top, &mut moved)?;
-            drop(inner);
-            ignore_absent(rustix::fs::unlinkat(&top, &*directory, AtFlags::REMOVEDIR))?;
-        }
-        if !found && before == moved {
+    let mut removal = Removal { top: &top, moved: 0 };
+    removal.empty(&top, 0)?;
+    while removal.moved > 0 {
+        // Everything else is gone, so all that is at the top was moved there; emptying it may move more.
+        let names = names(&top)?;
+        if names.is_empty() {
             break;
+        }
+        for name in names {
+            let inner = open_directory(&top, &name)?;
+            removal.empty(&inner, 1)?;
+            ignore_absent(rustix::fs::unlinkat(&top, &name, AtFlags::REMOVEDIR))?;
         }
     }
     ignore_absent(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR))
 }
 
-fn open_directory(
-    parent: impl std::os::fd::AsFd,
-    name: impl rustix::path::Arg,
-) -> Result<std::os::fd::OwnedFd, Errno> {
+fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(parent, name, flags, Mode::empty())
 }
@@ -58,68 +62,74 @@ fn ignore_absent(result: Result<(), Errno>) -> io::Result<()> {
     }
 }
 
-/// Leaves nothing in `directory`: what is not empty itself goes to `top` under a fresh name.
-fn empty(directory: &std::os::fd::OwnedFd, top: &std::os::fd::OwnedFd, moved: &mut u64) -> io::Result<()> {
-    let is_top = std::ptr::eq(directory, top);
-    let mut buffer = Vec::with_capacity(ENTRIES_BYTES);
-    let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let unlinked = match entry.file_type() {
-            FileType::Directory => Err(Errno::ISDIR),
-            _ => rustix::fs::unlinkat(directory, name, AtFlags::empty()),
-        };
-        match unlinked {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::ISDIR | Errno::PERM) => {
-                match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    // Already where it would be moved to: the next pass takes it.
-                    Err(Errno::NOTEMPTY | Errno::EXIST) if is_top => {}
-                    Err(Errno::NOTEMPTY | Errno::EXIST) => move_up(directory, name, top, moved)?,
-                    Err(error) => return Err(error.into()),
-                }
+struct Removal<'a> {
+    top: &'a OwnedFd,
+    moved: u64,
+}
+
+impl Removal<'_> {
+    /// Leaves nothing in `directory`, which lies `depth` below the top.
+    fn empty(&mut self, directory: &OwnedFd, depth: usize) -> io::Result<()> {
+        let mut buffer = Vec::with_capacity(ENTRIES_BYTES);
+        let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
             }
-            Err(error) => return Err(error.into()),
+            let unlinked = match entry.file_type() {
+                FileType::Directory => Err(Errno::ISDIR),
+                _ => rustix::fs::unlinkat(directory, name, AtFlags::empty()),
+            };
+            match unlinked {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM) => self.subdirectory(directory, name, depth)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn subdirectory(&mut self, directory: &OwnedFd, name: &CStr, depth: usize) -> io::Result<()> {
+        match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            removed => return ignore_absent(removed),
+        }
+        if depth >= DEPTH_MAX {
+            return self.move_up(directory, name);
+        }
+        let inner = open_directory(directory, name)?;
+        self.empty(&inner, depth + 1)?;
+        drop(inner);
+        ignore_absent(rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR))
+    }
+
+    /// Moves a directory to the top, under a name that nothing there has.
+    fn move_up(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<()> {
+        loop {
+            self.moved += 1;
+            let fresh = format!(".removed-{}", self.moved);
+            match rustix::fs::renameat_with(directory, name, self.top, &*fresh, RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                other => return Ok(other?),
+            }
         }
     }
-    Ok(())
 }
 
-/// Moves a directory to the top, under a name that nothing there has.
-fn move_up(
-    directory: &std::os::fd::OwnedFd,
-    name: &std::ffi::CStr,
-    top: &std::os::fd::OwnedFd,
-    moved: &mut u64,
-) -> io::Result<()> {
-    loop {
-        *moved += 1;
-        let fresh = format!(".removed-{moved}");
-        match rustix::fs::renameat_with(directory, name, top, &*fresh, rustix::fs::RenameFlags::NOREPLACE) {
-            Err(Errno::EXIST) => {}
-            other => return Ok(other?),
-        }
-    }
-}
-
-/// The names of the directories directly in `top`, as they are now; bounded, as the caller comes again.
-fn subdirectories(top: &std::os::fd::OwnedFd) -> io::Result<Vec<std::ffi::CString>> {
-    const NAMES_MAX: usize = 1024;
-    rustix::fs::seek(top, rustix::fs::SeekFrom::Start(0))?;
+/// Names in a directory, at most [`NAMES_MAX`]: the caller comes again.
+fn names(directory: &OwnedFd) -> io::Result<Vec<CString>> {
+    rustix::fs::seek(directory, SeekFrom::Start(0))?;
     let mut names = Vec::new();
     let mut buffer = Vec::with_capacity(ENTRIES_BYTES);
-    let mut entries = RawDir::new(top, buffer.spare_capacity_mut());
+    let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
         let entry = entry?;
         if names.len() == NAMES_MAX {
             break;
         }
-        if entry.file_type() == FileType::Directory && !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
             names.push(entry.file_name().to_owned());
         }
     }
@@ -128,11 +138,11 @@ fn subdirectories(top: &std::os::fd::OwnedFd) -> io::Result<Vec<std::ffi::CStrin
 
 #[cfg(test)]
 mod tests {
-    use std::os::{fd::AsFd, unix::fs::symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
-    fn open(path: &std::path::Path) -> std::os::fd::OwnedFd {
+    fn open(path: &std::path::Path) -> OwnedFd {
         open_directory(rustix::fs::CWD, path).expect("the directory opens")
     }
 

@@ -1,0 +1,7 @@
+//! The namespace engine on this host: real machines with the real agent. Needs root.
+
+mod confinement;
+mod kill_sweep;
+mod life;
+mod limits;
+mod support;
