@@ -180,7 +180,8 @@ pub enum GuestPort {
     Console,
 }
 
-/// What exists of one sandbox.
+/// What exists of one sandbox. With neither disk nor machine: remains that only [`Engine::destroy`] clears for good and
+/// [`Engine::materialize`] for a new disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     /// Whose.

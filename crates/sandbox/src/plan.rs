@@ -32,7 +32,7 @@
 //! - *Absent* is reached by ending and removing, from everywhere; nothing is started, thawed or fetched for it.
 
 use crate::{
-    engine::{ObservedMachine, RunState},
+    engine::{Observed, ObservedMachine, RunState},
     types::{Generation, Goal, Holdings, Life, Phase},
 };
 
@@ -121,12 +121,23 @@ pub enum Row {
 pub struct Host {
     /// Its disk is there.
     pub disk: bool,
+    /// What a disk leaves that was half made or half removed. It is none and holds nothing that counts.
+    pub remains: bool,
     /// Its machine, or remains of one.
     pub machine: Option<ObservedMachine>,
     /// A file with a memory image is there, whether it counts or not.
     pub image: bool,
     /// An archive is there, whether it counts or not.
     pub archive: bool,
+}
+
+impl Host {
+    /// What an engine sees of a sandbox; files of ours beside it are not the engine's affair.
+    pub fn seen_by_engine(observed: Option<&Observed>) -> Self {
+        let Some(observed) = observed else { return Self::default() };
+        let disk = observed.disk.is_some();
+        Self { disk, remains: !disk, machine: observed.machine, ..Self::default() }
+    }
 }
 
 /// Whether streams into a sandbox may be open.
@@ -394,7 +405,9 @@ fn towards_archived(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
     match wanted.holdings.disk {
         // There was never anything to keep.
         None => Some(Step::Lower),
-        Some(_) if wanted.archive_counts() && host.archive => host.disk.then_some(Step::DropDisk),
+        Some(_) if wanted.archive_counts() && host.archive => {
+            (host.disk || host.remains).then_some(Step::DropDisk)
+        }
         Some(_) if !host.disk => Some(Step::Lose),
         disk if seen.archived == disk => Some(Step::RecordArchive),
         Some(_) => Some(Step::Archive),
@@ -415,7 +428,7 @@ fn without_machine(wanted: &Wanted, seen: &Seen, host: Host) -> Option<Step> {
 fn towards_absent(seen: &Seen, host: Host) -> Step {
     if seen.gate == GateState::Open {
         Step::CloseGate
-    } else if host.machine.is_some() || host.disk {
+    } else if host.machine.is_some() || host.disk || host.remains {
         Step::Destroy
     } else if host.image {
         Step::DropMemory
@@ -532,7 +545,7 @@ impl Seen {
         }
         let Some(host) = &mut self.host else { return };
         match step {
-            Step::Materialize | Step::Fetch => host.disk = true,
+            Step::Materialize | Step::Fetch => (host.disk, host.remains) = (true, false),
             Step::Start | Step::Thaw => host.machine = machine(RunState::Running),
             Step::Restore | Step::Freeze => host.machine = machine(RunState::Frozen),
             Step::CaptureMemory => host.image = true,
@@ -541,7 +554,7 @@ impl Seen {
             Step::DropArchive => host.archive = false,
             Step::Stop => host.machine = None,
             Step::DropDisk | Step::Destroy => {
-                host.disk = false;
+                (host.disk, host.remains) = (false, false);
                 host.machine = None;
             }
             Step::Enroll

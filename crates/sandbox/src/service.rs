@@ -538,12 +538,7 @@ async fn adopt(shared: &Arc<Shared>, rows: Vec<Sandbox>) -> Result<()> {
         let observed = found.remove(&(row.spec.engine.clone(), row.id.clone()));
         let mut seen = Seen::unknown();
         if !engine.capabilities().memory_snapshot {
-            seen.host = Some(Host {
-                disk: observed.as_ref().is_some_and(|observed| observed.disk.is_some()),
-                machine: observed.and_then(|observed| observed.machine),
-                image: false,
-                archive: false,
-            });
+            seen.host = Some(Host::seen_by_engine(observed.as_ref()));
         }
         let row = Arc::new(row);
         let (handle, inbox) = Handle::new(&row, engine);

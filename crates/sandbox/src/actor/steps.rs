@@ -157,13 +157,8 @@ impl Actor {
         let engine = &self.handle.engine;
         let observed = within(ENGINE_CALL_MAX, "look at machine", engine.observe(&self.handle.id)).await?;
         let image = engine.capabilities().memory_snapshot && exists(self.memory_dir()).await?;
-        self.seen.host = Some(Host {
-            disk: observed.as_ref().is_some_and(|observed| observed.disk.is_some()),
-            machine: observed.and_then(|observed| observed.machine),
-            image,
-            // There is no snapshot store yet.
-            archive: false,
-        });
+        // There is no snapshot store yet, so no archive either.
+        self.seen.host = Some(Host { image, ..Host::seen_by_engine(observed.as_ref()) });
         Ok(())
     }
 

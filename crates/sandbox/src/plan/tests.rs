@@ -289,6 +289,10 @@ const FLAWS: &[Flaw] = &[
     ("forgets the row first", Violation::LeftBehind, |wanted, seen| {
         instead(wanted, seen, Step::Destroy, Step::Forget)
     }),
+    ("takes what a half-removed disk leaves for nothing", Violation::LeftBehind, |wanted, seen| {
+        let host = seen.host.map(|host| Host { remains: false, ..host });
+        plan(wanted, &Seen { host, ..*seen })
+    }),
     ("leaves the memory image behind", Violation::LeftBehind, |wanted, seen| {
         let mut seen = *seen;
         if let Some(host) = seen.host.as_mut().filter(|_| wanted.goal == Goal::Absent) {

@@ -66,6 +66,8 @@ pub(super) struct World {
     pub(super) stored: bool,
     /// The disk, with the generation of the last machine that could write to it; zero: empty.
     pub(super) disk: Option<Generation>,
+    /// A disk was half made or half removed.
+    pub(super) remains: bool,
     pub(super) machine: Option<Machine>,
     pub(super) image: Option<Image>,
     /// The archive, with the content of the disk it was made of.
@@ -115,6 +117,7 @@ impl World {
             seen: Seen::fresh(),
             stored: false,
             disk: None,
+            remains: false,
             machine: None,
             image: None,
             archive: None,
@@ -128,6 +131,7 @@ impl World {
     pub(super) fn truth(&self) -> Host {
         Host {
             disk: self.disk.is_some(),
+            remains: self.remains && self.disk.is_none(),
             machine: self
                 .machine
                 .map(|machine| ObservedMachine { generation: machine.generation, run: machine.run }),
@@ -224,13 +228,19 @@ impl World {
                 if self.content.0 > 0 || wanted.holdings.disk.is_some() {
                     return Err(EmptyDisk);
                 }
-                self.disk.get_or_insert(Generation(0));
+                if self.disk.is_none() && reach == Reach::Half {
+                    self.remains = true;
+                } else {
+                    self.disk.get_or_insert(Generation(0));
+                    self.remains = false;
+                }
             }
             Step::Fetch => {
                 if self.archive != Some(self.content) {
                     return Err(Mismatch);
                 }
                 self.disk = self.archive;
+                self.remains = false;
             }
             Step::Start | Step::Restore => return self.start(step),
             Step::Commit => {
@@ -277,17 +287,19 @@ impl World {
                 }
             }
             Step::DropDisk => {
-                if self.archive != self.disk || !wanted.archive_counts() {
+                let kept = self.archive == self.disk || self.disk.is_none();
+                if !kept || !wanted.archive_counts() {
                     return Err(DataLost);
                 }
                 self.disk = None;
+                self.remains = reach == Reach::Half;
                 self.machine = None;
             }
             Step::Destroy => {
+                // A disk is no longer one before its files go.
                 self.machine = None;
-                if reach != Reach::Half {
-                    self.disk = None;
-                }
+                self.disk = None;
+                self.remains = reach == Reach::Half;
             }
             Step::DropArchive => self.archive = None,
             Step::Lower => self.forbid_lower()?,
@@ -300,8 +312,8 @@ impl World {
                 }
             }
             Step::Forget => {
-                let left = self.disk.is_some() || self.machine.is_some() || self.image.is_some();
-                if left || self.archive.is_some() {
+                let left = self.disk.is_some() || self.remains || self.machine.is_some();
+                if left || self.image.is_some() || self.archive.is_some() {
                     return Err(LeftBehind);
                 }
                 self.stored = false;
@@ -454,6 +466,7 @@ impl World {
             Goal::Archived => {
                 empty
                     && self.disk.is_none()
+                    && !self.remains
                     && self.wanted.archive_counts()
                     && self.archive == Some(self.content)
             }
