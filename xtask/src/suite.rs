@@ -21,6 +21,18 @@ const SKIPS: &str = "SANDHAUS_TEST_SKIPS";
 /// Environment variable with the binary that end-to-end tests run.
 const BINARY: &str = "SANDHAUS_BIN";
 
+/// Every shell script of the project that is no input of a test.
+const SHELL_SCRIPTS: &[&str] = &[
+    "x",
+    ".ci/run",
+    "tests/python/run",
+    "tests/guest/checks.sh",
+    "tests/guest/kernel.sh",
+    "tests/guest/root.sh",
+    "tests/guest/init",
+    "tests/guest/initramfs-init",
+];
+
 /// What came out of some tests.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Tally {
@@ -128,7 +140,7 @@ impl Report {
         self.check("architecture", || arch::run().map(|()| Verdict::Passed));
         self.check("shell scripts", || {
             let mut shellcheck = Command::new("shellcheck");
-            shellcheck.args(["x", ".ci/run"]).current_dir(root());
+            shellcheck.args(SHELL_SCRIPTS).current_dir(root());
             with_tool(
                 Command::new("shellcheck").arg("--version"),
                 &mut shellcheck,
