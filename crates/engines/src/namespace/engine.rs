@@ -34,7 +34,7 @@ use super::{
     dial, disk,
     disk::Disks,
     image_file,
-    launcher_client::{LaunchError, LauncherClient},
+    launcher_client::{self, LaunchError, LauncherClient},
     layer_copy,
     machine::{self, MachineName, Machines},
     removal,
@@ -240,6 +240,9 @@ impl Engine for NamespaceEngine {
 
 impl Inner {
     fn open(config: NamespaceConfig, mapping: LayerMapping) -> EngineResult<Self> {
+        let stage = config.data_dir.join(STAGE);
+        disk::make_private(&stage).map_err(|error| EngineError::host("make launcher's directory", error))?;
+        launcher_client::await_orphan(&stage)?;
         let agent = admission::install_agent(&config)?;
         let cgroups = Arc::new(Cgroups::open(&config.instance)?);
         let machines = Arc::new(Machines::open(&config.data_dir, &cgroups)?);
@@ -255,8 +258,6 @@ impl Inner {
             disk_limit: image_file::way().map(str::to_owned),
             mounts: true,
         };
-        let stage = config.data_dir.join(STAGE);
-        disk::make_private(&stage).map_err(|error| EngineError::host("make launcher's directory", error))?;
         Ok(Self {
             config,
             capabilities,

@@ -17,7 +17,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags},
-    fs::{CWD, FileType, Mode, OFlags},
+    fs::{CWD, FileType, FlockOperation, Mode, OFlags},
     io::Errno,
     mount::{MountAttrFlags, MountPropagationFlags},
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType},
@@ -83,6 +83,8 @@ pub fn launcher_main() -> ExitCode {
 
 struct Launcher {
     control: OwnedFd,
+    /// Held as long as this launcher or a child that is not yet the agent lives; see [`super::launcher_client`].
+    _lock: OwnedFd,
     stage: Stage,
     filter: Vec<Instruction>,
     masked: Vec<Masked>,
@@ -130,6 +132,9 @@ fn about(step: LaunchStep, subject: Option<&Path>, cause: io::Error) -> Trouble 
 impl Launcher {
     fn new(control: OwnedFd, stage: &Path) -> io::Result<Self> {
         sys::reset_signals();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = rustix::fs::open(stage, flags, Mode::empty())?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         sys::raise_limit(rustix::process::Resource::Nofile, confinement::OPEN_FILES_MAX)?;
         sys::unshare(libc::CLONE_NEWNS)?;
@@ -147,6 +152,7 @@ impl Launcher {
         let read_only = confinement::READ_ONLY.iter().filter(exists).copied().collect();
         Ok(Self {
             control,
+            _lock: lock,
             stage: Stage::new(stage)?,
             filter: seccomp::filter(),
             masked,

@@ -1,4 +1,7 @@
 //! The server's side of the launcher: starts it, sends it requests, hands out its answers.
+//!
+//! A launcher whose server was killed finishes what it is at before it notices. It holds a lock on its directory, and so
+//! do its half-made children, so that nobody looks at what is there, or starts anew, before they are all gone.
 
 use std::{
     collections::HashMap,
@@ -10,9 +13,13 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags},
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType},
+};
 use sandhaus_sandbox::engine::{EngineError, EngineResult};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -29,6 +36,27 @@ const REPLY_BYTES_MAX: usize = 16 * 1024;
 
 /// The only environment the launcher gets beside its log level: which fault point is armed.
 const PASSED_VARIABLES: &[&str] = &["SANDHAUS_FAULT", "RUST_LOG"];
+
+/// How long an orphaned launcher may take to notice that it is one.
+const ORPHAN_MAX: Duration = Duration::from_secs(30);
+
+/// Pause between two looks at its lock.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Waits until no launcher of an earlier server is left.
+pub(super) fn await_orphan(stage: &Path) -> EngineResult<()> {
+    let host = |error: io::Error| EngineError::host("wait for an earlier launcher", error);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(stage, flags, Mode::empty()).map_err(|error| host(error.into()))?;
+    let deadline = Instant::now() + ORPHAN_MAX;
+    loop {
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Err(error) => return Err(host(error.into())),
+        }
+    }
+}
 
 /// Why a launch failed.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,17 @@ use sandhaus_sandbox::{
     types::{Generation, SandboxId, SecurityProfile},
 };
 
+/// Whether the launcher passes a point, for itself or for a child.
+fn is_launchers(point: &str) -> bool {
+    point.starts_with("launcher.") || point.starts_with("child.")
+}
+
+/// A point of the launcher's has the server as its parent: one dies, or the other, or both. The parent of the server is
+/// this test.
+fn victims(point: &str) -> &'static [&'static str] {
+    if is_launchers(point) { &["self", "parent", "both"] } else { &["self"] }
+}
+
 /// Takes one sandbox through its life in another process, which dies at `point`; says how that ended.
 fn drive(host: &Host, id: &SandboxId, fault: Option<String>, disk_bytes: u64) -> (bool, String) {
     let drive = serde_json::json!({
@@ -60,10 +71,8 @@ async fn every_step_may_be_the_last() {
     let points = fault_points();
     assert!(points.len() > 80, "{points:?}");
     for point in &points {
-        // A point of the launcher's has the server as its parent: kill one, then the other, then both.
-        let launchers = point.starts_with("launcher.") || point.starts_with("child.");
-        let victims: &[&str] = if launchers { &["self", "parent", "both"] } else { &["self"] };
-        for victim in victims {
+        let launchers = is_launchers(point);
+        for victim in victims(point) {
             let fault = format!("{point}={victim}");
             let id = SandboxId::random();
             let (whole, log) = drive(&host, &id, Some(fault.clone()), 0);
@@ -88,7 +97,7 @@ async fn so_it_is_with_a_limited_disk() {
         "destroy.disk.",
     ];
     for point in points.iter().filter(|point| chosen.iter().any(|prefix| point.starts_with(prefix))) {
-        for victim in ["self", "both"] {
+        for victim in victims(point) {
             let fault = format!("{point}={victim}");
             let id = SandboxId::random();
             drive(&host, &id, Some(fault.clone()), 32 << 20);
