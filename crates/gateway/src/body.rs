@@ -1,16 +1,19 @@
-//! Request bodies on their way to an agent.
+//! Request bodies: on their way to an agent, and whether they were read at all.
 
 use std::{
     io,
     pin::Pin,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::body::{Body, Bytes};
 use http_body_util::BodyExt;
-use hyper::body::{Frame, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 use sandhaus_sandbox::toolbox;
 use tokio::time::{Instant, Sleep};
 
@@ -63,5 +66,56 @@ impl hyper::body::Body for Forward {
 
     fn size_hint(&self) -> SizeHint {
         self.body.lock().unwrap_or_else(PoisonError::into_inner).size_hint()
+    }
+}
+
+/// Whether a request's body was read to its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Unread(Arc<AtomicBool>);
+
+impl Unread {
+    /// Watches the body of a request; `None` if it has none.
+    pub(crate) fn watch(body: &mut Body) -> Option<Self> {
+        if body.is_end_stream() {
+            return None;
+        }
+        let unread = Self(Arc::new(AtomicBool::new(true)));
+        let watched = Watched { body: std::mem::take(body), unread: unread.clone() };
+        *body = Body::new(watched);
+        Some(unread)
+    }
+
+    /// Something of it was left.
+    pub(crate) fn is_so(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct Watched {
+    body: Body,
+    unread: Unread,
+}
+
+impl hyper::body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.unread.0.store(false, Ordering::Relaxed);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -24,6 +24,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     GatewayConfig, V1Config,
     auth::Guard,
+    body::Unread,
     error::{ApiError, ApiResult, Failed, Subject},
     metrics::Metrics,
     v1,
@@ -175,6 +176,7 @@ async fn pass(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map(MatchedPath::as_str);
     let method = request.method().clone();
+    let unread = Unread::watch(request.body_mut());
     let mut response = match edge.guard.admit(route, request.uri(), request.headers()) {
         Ok(()) => {
             request.extensions_mut().insert(id.clone());
@@ -198,6 +200,12 @@ async fn pass(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -
         "request answered"
     );
     response.headers_mut().insert(REQUEST_ID, id.0);
+    // The rest of a body that nobody wants cannot be told from a next request, so the connection ends with this
+    // answer; a client that is not told would send its next request into it.
+    let refused = response.status().is_client_error() || response.status().is_server_error();
+    if refused && unread.is_some_and(|unread| unread.is_so()) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

@@ -13,7 +13,11 @@ use sandhaus_sandbox::{
     service::ServiceConfig,
     testing::{FakeEngine, config, open},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Script;
@@ -154,4 +158,24 @@ async fn an_answer_outlives_a_body_that_nobody_read() {
         assert!(answer.status.is_client_error(), "{path}");
         assert_eq!(answer.headers["x-request-id"], "test");
     }
+}
+
+#[tokio::test]
+async fn a_refusal_before_the_body_says_that_the_connection_ends() {
+    let edge = Edge::start().await;
+    let answer = async |head: &str, body: &str| {
+        let mut stream = tokio::net::TcpStream::connect(edge.address).await.unwrap();
+        let length = body.len().max(1);
+        let request = format!("POST {head}host: edge\r\ncontent-length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "an answer comes first");
+        }
+        String::from_utf8(answer).unwrap().to_lowercase()
+    };
+    let unread = answer("/v1/sessions HTTP/1.1\r\n", "").await;
+    assert!(unread.starts_with("http/1.1 401") && unread.contains("\r\nconnection: close\r\n"), "{unread}");
+    let read = answer(&format!("/v1/sessions HTTP/1.1\r\nauthorization: Bearer {KEY}\r\n"), "nonsense").await;
+    assert!(read.starts_with("http/1.1 400") && !read.contains("\r\nconnection:"), "{read}");
 }
