@@ -149,7 +149,8 @@ pub(super) fn mounts(spec: &MachineSpec) -> Vec<LaunchMount> {
 }
 
 /// The agent's boot document, ready to be read, in memory: nothing of it shows in argv, environment or files.
-pub(super) fn boot_document(spec: &MachineSpec) -> io::Result<OwnedFd> {
+pub(super) fn boot_document(spec: &MachineSpec) -> EngineResult<OwnedFd> {
+    let host = |error: io::Error| disk::failure("write boot document", error);
     let unprivileged = spec.security == SecurityProfile::Strict;
     let id = confinement::workload_id(spec.security);
     let (name, home) = if unprivileged { (WORKLOAD_NAME, WORKLOAD_HOME) } else { ("root", "/root") };
@@ -169,20 +170,28 @@ pub(super) fn boot_document(spec: &MachineSpec) -> io::Result<OwnedFd> {
         entrypoint: spec.entrypoint.clone(),
         warm_shell: spec.warm_shell,
     };
-    let bytes = serde_json::to_vec(&config)?;
+    let bytes = serde_json::to_vec(&config).map_err(|error| host(error.into()))?;
     if bytes.len() > boot::CONFIG_BYTES_MAX {
-        return Err(io::ErrorKind::FileTooLarge.into());
+        return Err(EngineError::Invalid("environment and entry point are too long".to_owned()));
     }
-    let document = rustix::fs::memfd_create("boot", MemfdFlags::CLOEXEC)?;
+    let document =
+        rustix::fs::memfd_create("boot", MemfdFlags::CLOEXEC).map_err(|error| host(error.into()))?;
     let mut file = std::fs::File::from(document);
-    file.write_all(&bytes)?;
-    io::Seek::rewind(&mut file)?;
+    file.write_all(&bytes).and_then(|()| io::Seek::rewind(&mut file)).map_err(host)?;
     Ok(file.into())
 }
 
 /// What a failed launch means to whoever asked for it.
 pub(super) fn explain(error: LaunchError, spec: &MachineSpec) -> EngineError {
-    let LaunchError::Failed(failure) = error else { return EngineError::host("reach launcher", error) };
+    let failure = match error {
+        LaunchError::Failed(failure) => failure,
+        LaunchError::TooLarge => {
+            return EngineError::Invalid("the paths of image and mounts are too long".to_owned());
+        }
+        LaunchError::Ended | LaunchError::Unreachable(_) => {
+            return EngineError::host("reach launcher", error);
+        }
+    };
     let at = |area: &str, step: &str| failure.area == area && failure.step == step;
     let subject = failure.subject.as_deref().unwrap_or("");
     if at(LaunchStep::AREA, LaunchStep::Mounts.name()) {

@@ -25,7 +25,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid},
+    fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
     mount::{MountAttrFlags, UnmountFlags},
     net::{RecvFlags, SendFlags},
     process::Resource,
@@ -244,11 +244,17 @@ impl Child {
         self.step(ChildStep::Root, |_| enter_root(&gifts.root))?;
         self.step(ChildStep::Binds, |_| attach_binds(request, gifts.binds))?;
         self.step(ChildStep::Devices, |_| mount_devices(gifts.devices))?;
-        self.step(ChildStep::Scratch, |_| mount_scratch(request.readonly_root))?;
+        self.step(ChildStep::Scratch, |_| {
+            if request.readonly_root { mount_scratch() } else { mount_shared_memory() }
+        })?;
         self.step(ChildStep::Workspace, |_| Ok(mounting::attach(gifts.workspace, "/workspace")?))?;
         self.step(ChildStep::Masks, |_| mount_kernel(proc, sys, gifts.void, surroundings))?;
         self.step(ChildStep::Mounts, |_| attach_mounts(request, gifts.mounts))?;
-        self.step(ChildStep::ReadOnly, |_| seal_root(request.readonly_root, gifts.root))?;
+        self.step(
+            ChildStep::ReadOnly,
+            |_| if request.readonly_root { seal_root(&gifts.root) } else { Ok(()) },
+        )?;
+        drop(gifts.root);
         let agent = self.arrange_descriptors(listener, boot, agent)?;
         self.step(ChildStep::Limits, |_| set_limits())?;
         self.step(ChildStep::Filter, |_| install_filter(request.security, surroundings.filter))?;
@@ -378,9 +384,15 @@ fn new_tmpfs(bytes: u64, inodes: u64, mode: &str) -> io::Result<OwnedFd> {
     )
 }
 
-/// Writable places that live in memory. Under a read-only root they are parts of one file system, which costs less to
-/// make and to keep than one each.
-fn mount_scratch(readonly_root: bool) -> Result<(), Trouble> {
+/// `/dev/shm`, all that lives in memory under a writable root.
+fn mount_shared_memory() -> Result<(), Trouble> {
+    let shared = new_tmpfs(confinement::SHARED_MEMORY_BYTES, confinement::SCRATCH_INODES, "1777")?;
+    Ok(mounting::attach(shared, "/dev/shm")?)
+}
+
+/// The writable places of a read-only root. They are parts of one file system, which costs less to make and to keep than
+/// one each.
+fn mount_scratch() -> Result<(), Trouble> {
     const PLACES: &[(&str, &str, u32, u32)] = &[
         ("tmp", "/tmp", 0o1777, 0),
         ("run", "/run", 0o755, 0),
@@ -388,11 +400,6 @@ fn mount_scratch(readonly_root: bool) -> Result<(), Trouble> {
         ("home", "/home/sandbox", 0o755, WORKLOAD_ID),
         ("shm", "/dev/shm", 0o1777, 0),
     ];
-    if !readonly_root {
-        let shared = new_tmpfs(confinement::SHARED_MEMORY_BYTES, confinement::SCRATCH_INODES, "1777")?;
-        mounting::attach(shared, "/dev/shm")?;
-        return Ok(());
-    }
     let whole = new_tmpfs(confinement::SCRATCH_BYTES, confinement::SCRATCH_INODES, "700")?;
     // Before Linux 6.15 only an attached mount can be copied.
     mounting::attach(&whole, "/run")?;
@@ -464,12 +471,12 @@ fn attach_mount(mount: &OwnedFd, target: &Path, access: Access) -> io::Result<()
     if access == Access::ReadOnly {
         sys::change_mount(mount.as_fd(), MountChange::Flags(MountAttrFlags::MOUNT_ATTR_RDONLY), Reach::Tree)?;
     }
-    let target = make_target(target, mounting::is_directory(mount)?)?;
+    let target = make_target(target, mounting::kind_of(mount)?)?;
     mounting::attach_on(mount, target)
 }
 
 /// Opens a mount target inside, making directories (and at the end a file, for a file) that are missing.
-fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
+fn make_target(target: &Path, kind: FileType) -> io::Result<OwnedFd> {
     const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
     const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
     let open = |path: &Path| {
@@ -489,7 +496,7 @@ fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
         path.push(name);
         opened = match open(&path) {
             Err(rustix::io::Errno::NOENT) => {
-                if directory || index + 1 < names.len() {
+                if kind.is_dir() || index + 1 < names.len() {
                     rustix::fs::mkdirat(&opened, name.as_os_str(), DIRECTORY_MODE)?;
                 } else {
                     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
@@ -504,12 +511,9 @@ fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
 }
 
 /// Makes the root read-only once everything stands on it; mounts on it keep their own say.
-fn seal_root(readonly_root: bool, root: OwnedFd) -> Result<(), Trouble> {
-    if readonly_root {
-        let flags = MountAttrFlags::MOUNT_ATTR_RDONLY;
-        sys::change_mount(root.as_fd(), MountChange::Flags(flags), Reach::One)?;
-    }
-    Ok(())
+fn seal_root(root: &OwnedFd) -> Result<(), Trouble> {
+    let flags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    Ok(sys::change_mount(root.as_fd(), MountChange::Flags(flags), Reach::One)?)
 }
 
 fn set_limits() -> Result<(), Trouble> {

@@ -41,8 +41,7 @@ pub(super) const OPEN_FILES_MAX: u64 = 1 << 20;
 /// Group of terminals, by the custom of all distributions.
 pub(super) const TTY_GROUP: u32 = 5;
 
-/// The highest capability this build knows by name (CAP_CHECKPOINT_RESTORE). What a newer kernel has beyond it is
-/// dropped by number.
+/// The highest number a capability can have: each that this kernel knows and that is not kept is dropped by number.
 pub(super) const CAPABILITY_MAX: u32 = 63;
 
 /// The most that any process of a machine can have, within its own user namespace only. `strict`: what the agent

@@ -392,7 +392,7 @@ impl Inner {
         let listener = steps::pass(StartStep::Socket, || dial::listen(&directory).map_err(host))?;
         let entrance =
             steps::pass(StartStep::Cgroups, || self.cgroups.make(&name.to_string(), &spec.resources))?;
-        let boot = boot_document(spec).map_err(host)?;
+        let boot = boot_document(spec)?;
         let agent = self.agent.try_clone().map_err(host)?;
         let copied = self.mapping == LayerMapping::Copied || self.copies_layers.load(Ordering::Relaxed);
         let layers = if copied { self.copy_layers(spec, record.base)? } else { spec.tree.layers.clone() };

@@ -9,7 +9,7 @@
 //! tells the rest.
 
 use std::{
-    io,
+    io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     process::ExitCode,
@@ -75,7 +75,8 @@ pub fn launcher_main() -> ExitCode {
     match life {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "launcher ended");
+            // It has no log of its own; where the server's goes, this may be read.
+            let _ = writeln!(io::stderr(), "sandhaus launcher: {error}");
             ExitCode::FAILURE
         }
     }

@@ -67,6 +67,9 @@ pub(super) enum LaunchError {
     /// The launcher is gone; the machine may or may not have come up.
     #[error("launcher ended")]
     Ended,
+    /// The request does not fit a packet.
+    #[error("launch request is too long")]
+    TooLarge,
     /// The request did not get through.
     #[error("cannot reach the launcher")]
     Unreachable(#[source] io::Error),
@@ -132,7 +135,7 @@ impl LauncherClient {
         let packet = serde_json::to_vec(&request)
             .map_err(|error| LaunchError::Unreachable(io::Error::other(error)))?;
         if packet.len() > wire::PACKET_BYTES_MAX {
-            return Err(LaunchError::Unreachable(io::ErrorKind::ArgumentListTooLong.into()));
+            return Err(LaunchError::TooLarge);
         }
         let (sender, receiver) = oneshot::channel();
         match self.pending.lock().expect("no holder panics").as_mut() {

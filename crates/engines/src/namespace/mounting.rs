@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, OFlags},
+    fs::{AtFlags, CWD, FileType, OFlags},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
     path::Arg,
 };
@@ -92,8 +92,8 @@ impl Drop for Attached<'_> {
     }
 }
 
-/// Whether an open thing is a directory.
-pub(super) fn is_directory(thing: impl AsFd) -> io::Result<bool> {
+/// What an open thing is.
+pub(super) fn kind_of(thing: impl AsFd) -> io::Result<FileType> {
     let status = rustix::fs::statat(thing, "", AtFlags::EMPTY_PATH)?;
-    Ok(rustix::fs::FileType::from_raw_mode(status.st_mode).is_dir())
+    Ok(FileType::from_raw_mode(status.st_mode))
 }
