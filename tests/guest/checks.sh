@@ -232,7 +232,6 @@ check serve serve
 check create session_is_made
 check exec session_gives 0 '1000\n0::/\n' 'id -u; cat /proc/self/cgroup'
 check exec-keeps-state session_gives 0 '' 'cd /tmp; marker=kept'
-check oom-score session_gives 0 '500\n' 'cat /proc/self/oom_score_adj'
 check limits session_is_limited
 check memory-bomb memory_bomb_is_stopped
 check many-processes many_processes_are_stopped

@@ -33,7 +33,6 @@ const CHECKS: &[&str] = &[
     "create",
     "exec",
     "exec-keeps-state",
-    "oom-score",
     "limits",
     "memory-bomb",
     "many-processes",

@@ -112,7 +112,7 @@ const WORKLOAD_OOM_SCORE: &str = "500";
 
 /// How often the score is tried while the child is between two programs. A child that stays refused (one that runs a
 /// program it may not read) keeps the agent's score.
-const OOM_SCORE_TRIES: u32 = 200;
+const OOM_SCORE_TRIES: u32 = 20;
 
 /// What the child reads and where it reports. It lives on the agent's stack while the agent is suspended.
 struct Orders {
