@@ -86,9 +86,16 @@ pub struct CreateSession {
     /// Limit of the writable layer in MiB; 0: the server's default.
     #[serde(skip_serializing_if = "is_zero")]
     pub disk_mb: i64,
-    /// Network policy: `none`; empty: the server's default.
+    /// What the session may reach; absent: the server's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// TCP ports of the session to show on the server's loopback.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// Filter of system calls: `strict`, `mvp` or `off`; empty: the server's default. A request can only be stricter than
+    /// the server's default.
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub network: String,
+    pub seccomp: String,
     /// Command started with the session.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
@@ -104,6 +111,31 @@ pub struct CreateSession {
     /// Start the shell together with the session, so that the first command finds it waiting; absent: yes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_shell: Option<bool>,
+}
+
+/// What a session may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(untagged)]
+pub enum Network {
+    /// `none`: its own loopback; `bridge`: the internet through the host's address; empty: the server's default.
+    Mode(String),
+    /// These networks only.
+    Allow {
+        /// Networks as `ADDRESS/BITS`.
+        allow: Vec<String>,
+    },
+}
+
+/// A TCP port of a session on the server's loopback.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct Port {
+    /// The port inside.
+    pub port: u16,
+    /// The port of the server's loopback; absent or 0 in a request: any that is free.
+    #[serde(default)]
+    pub host_port: u16,
 }
 
 fn is_zero(value: &i64) -> bool {
@@ -155,9 +187,18 @@ pub struct SessionInfo {
     /// Its limits.
     #[serde(default)]
     pub limits: Limits,
-    /// Its network policy.
+    /// Its network policy: `none`, `bridge`, `allow` or `host`.
     #[serde(default)]
     pub network: String,
+    /// The networks it may reach, where its policy is `allow`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network_allow: Vec<String>,
+    /// Its published ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
+    /// Its filter of system calls.
+    #[serde(default)]
+    pub seccomp: String,
     /// Its confinement.
     #[serde(default)]
     pub security: String,

@@ -2,5 +2,7 @@
 //!
 //! - [`namespace`]: Linux sandboxes made of namespaces, cgroups, overlayfs and seccomp, set up by a small
 //!   single-threaded launcher process.
+//! - [`net`]: networks of machines, for every engine.
 
 pub mod namespace;
+pub mod net;

@@ -37,6 +37,10 @@ pub struct V1Config {
     pub readonly_root: bool,
     /// Shell of `/v1` sandboxes.
     pub shell: sandhaus_protocol::boot::ShellPreference,
+    /// Filter of system calls of sandboxes that do not say, and the weakest that a request may ask for.
+    pub seccomp: sandhaus_sandbox::Seccomp,
+    /// Whether commands of a session share one shell.
+    pub exec_mode: ExecMode,
     /// Longest a command may run, in milliseconds; also what `timeout_ms: 0` means.
     pub exec_timeout_max_ms: u64,
     /// Bytes of output kept of one blocking command.
@@ -45,12 +49,24 @@ pub struct V1Config {
     pub upload_bytes_max: usize,
 }
 
+/// Whether commands of a session share one shell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExecMode {
+    /// One shell: directory, variables, functions and jobs last from command to command.
+    #[default]
+    Stateful,
+    /// A fresh shell for each command.
+    Stateless,
+}
+
 impl Default for V1Config {
     fn default() -> Self {
         Self {
             security: sandhaus_sandbox::SecurityProfile::Strict,
             readonly_root: true,
             shell: sandhaus_protocol::boot::ShellPreference::default(),
+            seccomp: sandhaus_sandbox::Seccomp::Strict,
+            exec_mode: ExecMode::Stateful,
             exec_timeout_max_ms: 120_000,
             output_bytes_max: 5 << 20,
             upload_bytes_max: 10 << 20,

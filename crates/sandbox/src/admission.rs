@@ -50,6 +50,9 @@ pub(crate) async fn admit(shared: &Shared, request: CreateSandbox) -> Result<San
             entrypoint: request.entrypoint,
             shell: request.shell,
             warm_shell: request.warm_shell,
+            seccomp: request.seccomp,
+            workspace: request.workspace,
+            publish: request.publish,
         },
         goal: Goal::Running,
         generation: Generation::default(),
@@ -211,6 +214,23 @@ fn check_capabilities(name: &EngineName, capabilities: &Capabilities, request: &
     }
     if !request.mounts.is_empty() && !capabilities.mounts {
         return refuse("showing host directories inside");
+    }
+    let allowed = match request.network.as_ref() {
+        None | Some(NetworkPolicy::None) => true,
+        Some(NetworkPolicy::Bridge | NetworkPolicy::Allow(_)) => capabilities.bridge,
+        Some(NetworkPolicy::Host) => capabilities.host_network,
+    };
+    if !allowed {
+        return refuse("this network policy");
+    }
+    if request.workspace.is_some() && !capabilities.workspaces {
+        return refuse("a workspace");
+    }
+    if request.seccomp != Seccomp::default() && !capabilities.seccomp {
+        return refuse("choosing the system call filter");
+    }
+    if !request.publish.is_empty() {
+        return refuse("publishing ports");
     }
     if request.resources.disk_bytes > 0 && capabilities.disk_limit.is_none() {
         return refuse("a disk limit");

@@ -18,7 +18,8 @@ use tokio::{
 
 use crate::error::{Error, Kind};
 use crate::types::{
-    Env, Generation, GuestOs, Mount, NetworkPolicy, Resources, SandboxId, SecurityProfile, Stats, Tree,
+    Env, Generation, GuestOs, Mount, NetworkPolicy, Resources, SandboxId, Seccomp, SecurityProfile, Stats,
+    Tree,
 };
 
 /// Result of an engine call.
@@ -96,6 +97,15 @@ pub struct Capabilities {
     pub disk_limit: Option<String>,
     /// Host directories can be shown inside.
     pub mounts: bool,
+    /// It can give a machine an address of its own behind NAT, with allow lists ([`NetworkPolicy::Bridge`] and
+    /// [`NetworkPolicy::Allow`]).
+    pub bridge: bool,
+    /// A machine can use the host's own network ([`NetworkPolicy::Host`]).
+    pub host_network: bool,
+    /// A workspace of the host can be shown at `/workspace`.
+    pub workspaces: bool,
+    /// The filter of system calls can be chosen.
+    pub seccomp: bool,
 }
 
 /// A machine to start: everything resolved, nothing left to look up.
@@ -129,6 +139,11 @@ pub struct MachineSpec {
     pub shell: sandhaus_protocol::boot::ShellPreference,
     /// Start the default shell with the machine.
     pub warm_shell: bool,
+    /// How system calls are filtered.
+    pub seccomp: Seccomp,
+    /// Directory of the host shown at `/workspace` in place of the disk's own. Its ids are those of
+    /// [`crate::types::WORKSPACE_ID_BASE`].
+    pub workspace: Option<PathBuf>,
 }
 
 /// How a machine comes up.

@@ -33,6 +33,8 @@ pub(crate) fn machine_spec(sandbox: &Sandbox, generation: Generation, tree: &Tre
         entrypoint: spec.entrypoint.clone(),
         shell: spec.shell,
         warm_shell: spec.warm_shell,
+        seccomp: spec.seccomp,
+        workspace: None,
     }
 }
 

@@ -52,6 +52,30 @@ pub struct ServiceConfig {
     pub settle_timeout: Duration,
     /// How long ended sandboxes stay in the history.
     pub history_keep: Duration,
+    /// Sandboxes kept ready.
+    pub pool: PoolConfig,
+    /// Workspaces.
+    pub workspaces: WorkspaceConfig,
+}
+
+/// Sandboxes kept ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Whether any are.
+    pub enabled: bool,
+    /// How many of each image, as a request that says nothing else would get them.
+    pub images: BTreeMap<ImageName, usize>,
+}
+
+/// Workspaces: directories that outlive sandboxes and can be shown in several at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkspaceConfig {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// A sandbox whose request names none gets one of its own that outlives it, named after its id.
+    pub persist_by_default: bool,
+    /// Bytes that each may hold; zero: no limit.
+    pub quota_bytes: u64,
 }
 
 /// What a request that does not say gets.
@@ -108,6 +132,12 @@ pub struct CreateSandbox {
     pub shell: sandhaus_protocol::boot::ShellPreference,
     /// Start the default shell with the machine.
     pub warm_shell: bool,
+    /// How system calls are filtered.
+    pub seccomp: Seccomp,
+    /// The workspace shown at `/workspace`; made if it is not there.
+    pub workspace: Option<WorkspaceId>,
+    /// Ports that the host's loopback shows.
+    pub publish: Vec<PublishedPort>,
 }
 
 /// Which sandboxes to list.

@@ -139,6 +139,10 @@ impl Default for FakeEngine {
             display: false,
             disk_limit: Some("in memory".to_owned()),
             mounts: true,
+            bridge: true,
+            host_network: true,
+            workspaces: true,
+            seccomp: true,
         })
     }
 }
@@ -537,6 +541,8 @@ pub fn config() -> ServiceConfig {
         sandboxes_max: 1000,
         settle_timeout: std::time::Duration::from_secs(300),
         history_keep: std::time::Duration::from_secs(3600),
+        pool: crate::service::PoolConfig::default(),
+        workspaces: crate::service::WorkspaceConfig::default(),
     }
 }
 
@@ -559,6 +565,9 @@ pub fn request() -> CreateSandbox {
         labels: Labels::new(),
         shell: sandhaus_protocol::boot::ShellPreference::default(),
         warm_shell: false,
+        seccomp: Seccomp::default(),
+        workspace: None,
+        publish: Vec::new(),
     }
 }
 

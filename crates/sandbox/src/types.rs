@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
@@ -129,6 +130,17 @@ pub const ENTRYPOINT_BYTES_MAX: usize = 64 * 1024;
 /// Longest path inside, in bytes.
 pub const PATH_BYTES_MAX: usize = sandhaus_protocol::files::PATH_BYTES_MAX;
 
+/// Most networks of one allow list.
+pub const ALLOWED_NETWORKS_MAX: usize = 64;
+
+/// Most ports of a sandbox that are published.
+pub const PUBLISHED_PORTS_MAX: usize = 32;
+
+/// First id on disk of everything in a workspace. Id `n` inside is `WORKSPACE_ID_BASE + n` on disk, except that the
+/// workload's user is always `WORKSPACE_ID_BASE + WORKLOAD_ID`, whatever its number inside: so sandboxes of both security
+/// profiles share one workspace, and no user of the host owns anything in it. Just below the ids of sandboxes.
+pub const WORKSPACE_ID_BASE: u32 = 0x3fff_0000;
+
 /// Least memory a sandbox can live with.
 pub const MEMORY_BYTES_MIN: u64 = 8 << 20;
 
@@ -204,6 +216,15 @@ pub struct SandboxSpec {
     /// Start the default shell with the machine.
     #[serde(default)]
     pub warm_shell: bool,
+    /// How system calls are filtered.
+    #[serde(default)]
+    pub seccomp: Seccomp,
+    /// The workspace shown at `/workspace`; absent: a directory that goes with the sandbox.
+    #[serde(default)]
+    pub workspace: Option<WorkspaceId>,
+    /// Ports of it that the host's loopback shows.
+    #[serde(default)]
+    pub publish: Vec<PublishedPort>,
 }
 
 /// Where a root file system comes from.
@@ -251,13 +272,97 @@ pub struct Resources {
     pub disk_bytes: u64,
 }
 
-/// What a sandbox may reach.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a sandbox may reach. Never the host's own services, other sandboxes, link-local or metadata addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkPolicy {
     /// Its own loopback only.
     #[default]
     None,
+    /// An address of its own behind NAT: the internet, and of private networks what the server's owner allows.
+    Bridge,
+    /// The same, but these networks only; at most [`ALLOWED_NETWORKS_MAX`].
+    Allow(Vec<IpNet>),
+    /// The host's own network, without any isolation. Only the server's owner can choose it, never a request.
+    Host,
+}
+
+/// A TCP port of a sandbox that the host's loopback shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// The port inside.
+    pub port: u16,
+    /// The port of the host's loopback; zero in a request: any that is free.
+    pub host_port: u16,
+}
+
+/// How system calls are filtered. The names are those of the older tool's configuration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Seccomp {
+    /// Not at all.
+    Off,
+    /// What acts on the kernel itself is refused; namespaces and tracing inside are allowed.
+    Mvp,
+    /// All that a usual workload does not need is refused.
+    #[default]
+    Strict,
+}
+
+/// Names a workspace: `^[a-z0-9][a-z0-9-]*[a-z0-9]$`, 2 to 64 bytes. Parsed once; safe as a file name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WorkspaceId(String);
+
+impl WorkspaceId {
+    /// Longest name in bytes.
+    pub const BYTES_MAX: usize = 64;
+
+    /// Shortest name in bytes.
+    pub const BYTES_MIN: usize = 2;
+
+    /// What older clients put before a name; it never counts.
+    pub const LEGACY_PREFIX: &str = "sandkasten-ws-";
+
+    /// Checks a name. The legacy prefix is taken off first, wherever the name comes from.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let name = text.strip_prefix(Self::LEGACY_PREFIX).unwrap_or(text);
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let problem = if name.len() < Self::BYTES_MIN {
+            "must be at least 2 characters"
+        } else if name.len() > Self::BYTES_MAX {
+            "must not exceed 64 characters"
+        } else if !name.bytes().all(inner) || name.starts_with('-') || name.ends_with('-') {
+            "must contain only lowercase letters, numbers, and hyphens, and cannot start or end with a hyphen"
+        } else {
+            return Ok(Self(name.to_owned()));
+        };
+        Err(Error::new(Kind::Invalid, format!("workspace_id {problem}")))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for WorkspaceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for WorkspaceId {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self, Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<WorkspaceId> for String {
+    fn from(id: WorkspaceId) -> Self {
+        id.0
+    }
 }
 
 /// How the workload is confined inside; outside it is the same unprivileged uid range for both.

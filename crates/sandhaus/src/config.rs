@@ -13,8 +13,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use sandhaus_engines::net::NetworkConfig;
+use sandhaus_gateway::ExecMode;
 use sandhaus_protocol::boot::ShellPreference;
-use sandhaus_sandbox::{ImageName, Resources, SecurityProfile};
+use sandhaus_sandbox::{
+    ImageName, NetworkPolicy, Resources, Seccomp, SecurityProfile,
+    service::{PoolConfig, WorkspaceConfig},
+};
 use serde_yaml_ng::Value;
 
 use crate::{
@@ -37,6 +42,9 @@ const TTL_SECONDS_MAX: u64 = 86_400;
 
 /// Longest command time in milliseconds that may be configured.
 const EXEC_TIMEOUT_MS_MAX: u64 = 600_000;
+
+/// Most sandboxes kept ready of one image that may be configured.
+const POOL_PER_IMAGE_MAX: u64 = 1000;
 
 /// Most sandboxes that may be configured.
 const SANDBOXES_MAX: u64 = 100_000;
@@ -68,6 +76,20 @@ pub(crate) struct Config {
     pub(crate) shell: ShellPreference,
     /// Confinement of `/v1` sandboxes.
     pub(crate) security: SecurityProfile,
+    /// Filter of system calls.
+    pub(crate) seccomp: Seccomp,
+    /// Whether commands of a `/v1` session share one shell.
+    pub(crate) exec_mode: ExecMode,
+    /// What sandboxes that do not say may reach.
+    pub(crate) network: NetworkPolicy,
+    /// The addresses of bridged sandboxes, and what they may reach of private networks.
+    pub(crate) net: NetworkConfig,
+    /// Sandboxes kept ready: whether, and how many of each image.
+    pub(crate) pool: PoolConfig,
+    /// Workspaces.
+    pub(crate) workspaces: WorkspaceConfig,
+    /// Whether the web page is served.
+    pub(crate) dashboard: bool,
 }
 
 impl Default for Config {
@@ -85,6 +107,13 @@ impl Default for Config {
             readonly_root: true,
             shell: ShellPreference::Bash,
             security: SecurityProfile::Strict,
+            seccomp: Seccomp::Strict,
+            exec_mode: ExecMode::Stateful,
+            network: NetworkPolicy::None,
+            net: NetworkConfig::default(),
+            pool: PoolConfig::default(),
+            workspaces: WorkspaceConfig::default(),
+            dashboard: false,
         }
     }
 }
@@ -263,6 +292,33 @@ impl Raw<'_> {
             },
         };
         truth.ok_or_else(|| "must be true or false".to_owned())
+    }
+
+    /// A mapping of words to counts, or text as `word=count,word=count`.
+    fn counts(&self, max: u64) -> Result<BTreeMap<String, usize>, String> {
+        let problem = || format!("must map names to whole numbers from 0 to {max}");
+        let pairs: Vec<(String, Option<u64>)> = match self {
+            Self::Yaml(Value::Null) => Vec::new(),
+            Self::Yaml(Value::Mapping(mapping)) => mapping
+                .iter()
+                .map(|(name, count)| Some((name.as_str()?.to_owned(), count.as_u64())))
+                .collect::<Option<_>>()
+                .ok_or_else(problem)?,
+            Self::Yaml(_) => return Err(problem()),
+            Self::Text(_) => self
+                .list()?
+                .iter()
+                .map(|item| item.split_once('=').map(|(name, count)| (name.to_owned(), count.parse().ok())))
+                .collect::<Option<_>>()
+                .ok_or_else(problem)?,
+        };
+        pairs
+            .into_iter()
+            .map(|(name, count)| {
+                let count = count.filter(|count| *count <= max).and_then(|count| usize::try_from(count).ok());
+                Ok((name, count.ok_or_else(problem)?))
+            })
+            .collect()
     }
 
     /// A YAML list, or text separated by commas.
@@ -448,6 +504,127 @@ const KEYS: &[Key] = &[
             Ok(())
         },
     },
+    Key {
+        name: "security.seccomp",
+        env: "SECCOMP",
+        apply: |config, raw| {
+            config.seccomp = match raw.text()? {
+                "off" => Seccomp::Off,
+                "mvp" => Seccomp::Mvp,
+                "" | "strict" => Seccomp::Strict,
+                _ => return Err("must be off, mvp or strict".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "defaults.exec_mode",
+        env: "EXEC_MODE",
+        apply: |config, raw| {
+            config.exec_mode = match raw.text()? {
+                "" | "stateful" => ExecMode::Stateful,
+                "stateless" => ExecMode::Stateless,
+                _ => return Err("must be stateful or stateless".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "defaults.network_mode",
+        env: "NETWORK_MODE",
+        apply: |config, raw| {
+            config.network = match raw.text()? {
+                "" | "none" => NetworkPolicy::None,
+                "bridge" => NetworkPolicy::Bridge,
+                "host" => NetworkPolicy::Host,
+                _ => return Err("must be none, bridge or host".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "network.subnet",
+        env: "NETWORK_SUBNET",
+        apply: |config, raw| {
+            config.net.subnet =
+                raw.text()?.parse().map_err(|_| "must be an IPv4 network as ADDRESS/BITS".to_owned())?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "network.allow_private",
+        env: "NETWORK_ALLOW_PRIVATE",
+        apply: |config, raw| {
+            let networks = raw.list()?;
+            let parse = |text: &String| {
+                text.parse().map_err(|_| format!("{text:?} must be a network as ADDRESS/BITS"))
+            };
+            config.net.allow_private = networks.iter().map(parse).collect::<Result<_, _>>()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "network.resolvers",
+        env: "NETWORK_RESOLVERS",
+        apply: |config, raw| {
+            let addresses = raw.list()?;
+            let parse = |text: &String| text.parse().map_err(|_| format!("{text:?} must be an IP address"));
+            config.net.resolvers = addresses.iter().map(parse).collect::<Result<_, _>>()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "pool.enabled",
+        env: "POOL_ENABLED",
+        apply: |config, raw| {
+            config.pool.enabled = raw.truth()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "pool.images",
+        env: "POOL_IMAGES",
+        apply: |config, raw| {
+            config.pool.images = raw
+                .counts(POOL_PER_IMAGE_MAX)?
+                .into_iter()
+                .map(|(name, count)| Ok((parse_image(&name)?, count)))
+                .collect::<Result<_, String>>()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "workspace.enabled",
+        env: "WORKSPACE_ENABLED",
+        apply: |config, raw| {
+            config.workspaces.enabled = raw.truth()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "workspace.persist_by_default",
+        env: "WORKSPACE_PERSIST_BY_DEFAULT",
+        apply: |config, raw| {
+            config.workspaces.persist_by_default = raw.truth()?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "workspace.quota_mb",
+        env: "WORKSPACE_QUOTA_MB",
+        apply: |config, raw| {
+            config.workspaces.quota_bytes = mebibytes(raw)?;
+            Ok(())
+        },
+    },
+    Key {
+        name: "dashboard.enabled",
+        env: "DASHBOARD_ENABLED",
+        apply: |config, raw| {
+            config.dashboard = raw.truth()?;
+            Ok(())
+        },
+    },
 ];
 
 /// A number of MiB, or a size with its unit; zero is no limit.
@@ -531,7 +708,10 @@ mod tests {
             "listen: '0.0.0.0:9000'\napi_key: secret\ndata_dir: /data\ndefault_image: python\n\
              allowed_images: [python, base]\nsession_ttl_seconds: 60\nsandboxes_max: 7\ndefaults:\n  cpu_limit: 0.5\n  \
              mem_limit_mb: 64\n  pids_limit: 32\n  disk_limit_mb: 128\n  max_exec_timeout_ms: 1000\n  \
-             readonly_rootfs: false\n  shell_prefer: sh\n  security_profile: container\n",
+             readonly_rootfs: false\n  shell_prefer: sh\n  security_profile: container\n  exec_mode: stateless\n  \
+             network_mode: bridge\nsecurity: {seccomp: mvp}\nnetwork:\n  subnet: 10.9.0.0/16\n  \
+             allow_private: [10.1.0.0/16]\n  resolvers: [10.1.0.1]\npool:\n  enabled: true\n  images: {python: 3}\n\
+             workspace: {enabled: true, persist_by_default: true, quota_mb: 5}\ndashboard: {enabled: true}\n",
             &[],
         )
         .unwrap();
@@ -550,6 +730,17 @@ mod tests {
             readonly_root: false,
             shell: ShellPreference::Sh,
             security: SecurityProfile::Container,
+            seccomp: Seccomp::Mvp,
+            exec_mode: ExecMode::Stateless,
+            network: NetworkPolicy::Bridge,
+            net: NetworkConfig {
+                subnet: "10.9.0.0/16".parse().unwrap(),
+                allow_private: vec!["10.1.0.0/16".parse().unwrap()],
+                resolvers: vec!["10.1.0.1".parse().unwrap()],
+            },
+            pool: PoolConfig { enabled: true, images: BTreeMap::from([(name("python"), 3)]) },
+            workspaces: WorkspaceConfig { enabled: true, persist_by_default: true, quota_bytes: 5 << 20 },
+            dashboard: true,
         };
         assert_eq!(config, wanted);
     }
@@ -572,6 +763,18 @@ mod tests {
             ("READONLY_ROOTFS", "false"),
             ("SHELL_PREFER", "sh"),
             ("SECURITY_PROFILE", "container"),
+            ("SECCOMP", "off"),
+            ("EXEC_MODE", "stateless"),
+            ("NETWORK_MODE", "bridge"),
+            ("NETWORK_SUBNET", "10.9.0.0/16"),
+            ("NETWORK_ALLOW_PRIVATE", "10.1.0.0/16,10.2.0.0/16"),
+            ("NETWORK_RESOLVERS", "10.1.0.1"),
+            ("POOL_ENABLED", "true"),
+            ("POOL_IMAGES", "python=2,base=1"),
+            ("WORKSPACE_ENABLED", "true"),
+            ("WORKSPACE_PERSIST_BY_DEFAULT", "true"),
+            ("WORKSPACE_QUOTA_MB", "5"),
+            ("DASHBOARD_ENABLED", "true"),
         ];
         assert_eq!(values.len(), KEYS.len(), "a key without a test");
         for prefix in ENV_PREFIXES {
@@ -594,13 +797,13 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_named() {
-        let (_, warnings) = with("listne: x\ndefaults:\n  cpu: 1\npool:\n  enabled: true\n", &[]).unwrap();
+        let (_, warnings) = with("listne: x\ndefaults:\n  cpu: 1\nzoo:\n  enabled: true\n", &[]).unwrap();
         assert_eq!(
             warnings,
             [
                 "test.yaml: key defaults.cpu is not known and has no effect",
                 "test.yaml: key listne is not known and has no effect",
-                "test.yaml: key pool is not known and has no effect",
+                "test.yaml: key zoo is not known and has no effect",
             ]
         );
     }

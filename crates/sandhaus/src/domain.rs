@@ -11,9 +11,9 @@ use anyhow::{Context, Result};
 use sandhaus_engines::namespace::{NamespaceConfig, NamespaceEngine};
 use sandhaus_images::{Catalogue, ImageName};
 use sandhaus_sandbox::{
-    EngineName, Instance, Kind, NetworkPolicy, Service, Source,
+    EngineName, Instance, Kind, Service, Source,
     engine::Engine,
-    service::{Defaults, ServiceConfig},
+    service::{Defaults, PoolConfig, ServiceConfig},
     store::Store,
 };
 
@@ -88,7 +88,7 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
         move || open_catalogue(&config)
     });
     // The launcher comes up while the catalogue is looked at.
-    let namespace = open_namespace(&instance, &config.data_dir).await?;
+    let namespace = open_namespace(&instance, config).await?;
     let catalogue = catalogue.await.context("open image catalogue")??;
     let engines: BTreeMap<EngineName, Arc<dyn Engine>> =
         BTreeMap::from([(EngineName(NAMESPACE.to_owned()), namespace as Arc<dyn Engine>)]);
@@ -100,7 +100,7 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
             allowed_images: config.allowed_images.clone(),
             engine: EngineName(NAMESPACE.to_owned()),
             resources: config.resources,
-            network: NetworkPolicy::None,
+            network: config.network.clone(),
             ttl: match lifetime {
                 Lifetime::Configured => Some(config.session_ttl),
                 Lifetime::Instance => None,
@@ -109,18 +109,24 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
         sandboxes_max: config.sandboxes_max,
         settle_timeout: SETTLE_TIMEOUT,
         history_keep: HISTORY_KEEP,
+        pool: match lifetime {
+            Lifetime::Configured => config.pool.clone(),
+            Lifetime::Instance => PoolConfig::default(),
+        },
+        workspaces: config.workspaces.clone(),
     };
     Service::open(instance, service, engines, catalogue).await.context("open the instance")
 }
 
-async fn open_namespace(instance: &Instance, data_dir: &Path) -> Result<Arc<NamespaceEngine>> {
+async fn open_namespace(instance: &Instance, config: &Config) -> Result<Arc<NamespaceEngine>> {
     let engine = NamespaceEngine::open(NamespaceConfig {
         data_dir: instance.dir().to_owned(),
         instance: instance.id().to_owned(),
         launcher: PathBuf::from(OWN_EXECUTABLE),
         agent: agent::EXECUTABLE,
         agent_digest: agent::DIGEST,
-        agent_dir: data_dir.join(AGENT_DIR),
+        agent_dir: config.data_dir.join(AGENT_DIR),
+        network: config.net.clone(),
     })
     .await
     .context("start the namespace engine")?;
@@ -153,15 +159,15 @@ pub(crate) async fn sweep_dead_runs(config: &Config) {
     };
     for instance in dead {
         let dir = instance.dir().to_owned();
-        match sweep(instance, &config.data_dir).await {
+        match sweep(instance, config).await {
             Ok(()) => tracing::info!(dir = %dir.display(), "swept a dead instance"),
             Err(error) => tracing::warn!(dir = %dir.display(), error = format!("{error:#}"), "cannot sweep"),
         }
     }
 }
 
-async fn sweep(instance: Instance, data_dir: &Path) -> Result<()> {
-    let engine = open_namespace(&instance, data_dir).await?;
+async fn sweep(instance: Instance, config: &Config) -> Result<()> {
+    let engine = open_namespace(&instance, config).await?;
     let mut result = Ok(());
     for left in engine.survey().await? {
         if let Err(error) = engine.destroy(&left.id).await {

@@ -183,6 +183,7 @@ impl Engine for NamespaceEngine {
         let id = id.clone();
         self.blocking(move |inner| match change {
             Change::Network(NetworkPolicy::None) => inner.running_name(&id).map(|_| ()),
+            Change::Network(_) => Err(EngineError::Unsupported("changing the network".to_owned())),
             Change::Resources(resources) => {
                 let name = inner.running_name(&id)?;
                 if inner.disks.limit_of(&id)? != image_file::size(resources.disk_bytes) {
@@ -257,6 +258,10 @@ impl Inner {
             display: false,
             disk_limit: image_file::way().map(str::to_owned),
             mounts: true,
+            bridge: false,
+            host_network: false,
+            workspaces: false,
+            seccomp: false,
         };
         Ok(Self {
             config,

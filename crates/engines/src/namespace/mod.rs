@@ -65,6 +65,8 @@ pub struct NamespaceConfig {
     /// Where the agent's executable lies. Instances of `run` share the one of their data directory, so that a run
     /// writes it once and not each time.
     pub agent_dir: PathBuf,
+    /// Networks of machines.
+    pub network: crate::net::NetworkConfig,
 }
 
 /// Names of all points at which [`sandhaus_sandbox::fault::hit`] is called by this engine and its launcher.

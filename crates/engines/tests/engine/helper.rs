@@ -49,6 +49,7 @@ async fn run(drive: Drive) -> ExitCode {
         agent_digest: "tested",
         agent_dir: drive.data_dir.join("agent"),
         data_dir: drive.data_dir.clone(),
+        network: sandhaus_engines::net::NetworkConfig::default(),
     };
     let engine = NamespaceEngine::open(config).await.expect("the engine opens");
     println!("open");
@@ -72,6 +73,8 @@ async fn run(drive: Drive) -> ExitCode {
         entrypoint: Vec::new(),
         shell: sandhaus_protocol::boot::ShellPreference::Sh,
         warm_shell: false,
+        seccomp: sandhaus_sandbox::types::Seccomp::default(),
+        workspace: None,
     };
     let life = async {
         again(|| engine.materialize(&spec)).await?;

@@ -67,6 +67,8 @@ impl Host {
             entrypoint: Vec::new(),
             shell: sandhaus_protocol::boot::ShellPreference::Sh,
             warm_shell: false,
+            seccomp: sandhaus_sandbox::types::Seccomp::default(),
+            workspace: None,
         }
     }
 
@@ -181,6 +183,7 @@ pub(crate) fn config(directory: &Path, instance: &str) -> NamespaceConfig {
         agent: agent_bytes(),
         agent_digest: "tested",
         agent_dir: directory.join("agent"),
+        network: sandhaus_engines::net::NetworkConfig::default(),
     }
 }
 

@@ -12,11 +12,11 @@ use axum::{
 };
 use jiff::Timestamp;
 use sandhaus_client::wire::{
-    CreateSession, ErrorBody, Okay, SessionInfo, Stats, TTL_SECONDS_MAX, WorkspaceList,
+    CreateSession, ErrorBody, Network, Okay, SessionInfo, Stats, TTL_SECONDS_MAX, WorkspaceList,
 };
 use sandhaus_sandbox::{
-    EndReason, EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase, Resources, SandboxId,
-    SandboxView, SecurityProfile,
+    ALLOWED_NETWORKS_MAX, EndReason, EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase,
+    PublishedPort, Resources, SandboxId, SandboxView, Seccomp, SecurityProfile,
     service::{CreateSandbox, ListFilter},
 };
 
@@ -93,14 +93,11 @@ fn wanted(edge: &Edge, request: CreateSession) -> ApiResult<CreateSandbox> {
             "snapshots are not enabled on this server",
         ));
     }
-    let network = match request.network.as_str() {
-        "" => None,
-        "none" => Some(NetworkPolicy::None),
-        other => {
-            let message = format!("network {other:?} is not supported; use \"none\"");
-            return Err(ApiError::new(Kind::Unsupported, Subject::Request, message));
-        }
-    };
+    let network = network(request.network.as_ref())?;
+    let publish =
+        request.ports.iter().map(|port| PublishedPort { port: port.port, host_port: port.host_port });
+    let publish = publish.collect();
+    let seccomp = seccomp(&request.seccomp, edge.v1.seccomp)?;
     let security = match request.security.as_str() {
         "" => edge.v1.security,
         "strict" => SecurityProfile::Strict,
@@ -129,7 +126,58 @@ fn wanted(edge: &Edge, request: CreateSession) -> ApiResult<CreateSandbox> {
         labels: request.labels,
         shell: edge.v1.shell,
         warm_shell: request.warm_shell.unwrap_or(true),
+        seccomp,
+        workspace: None,
+        publish,
     })
+}
+
+fn network(asked: Option<&Network>) -> ApiResult<Option<NetworkPolicy>> {
+    match asked {
+        None => Ok(None),
+        Some(Network::Mode(mode)) => match mode.as_str() {
+            "" => Ok(None),
+            "none" => Ok(Some(NetworkPolicy::None)),
+            "bridge" => Ok(Some(NetworkPolicy::Bridge)),
+            _ => Err(ApiError::invalid(
+                "network must be \"none\", \"bridge\" or {\"allow\": [\"ADDRESS/BITS\", ...]}",
+            )),
+        },
+        Some(Network::Allow { allow }) => {
+            if allow.len() > ALLOWED_NETWORKS_MAX {
+                let message =
+                    format!("network.allow has {} networks, the most is {ALLOWED_NETWORKS_MAX}", allow.len());
+                return Err(ApiError::invalid(message));
+            }
+            let networks = allow.iter().map(|text| {
+                text.parse().map_err(|_| {
+                    ApiError::invalid(format!("network.allow entry {text:?} is not of the form ADDRESS/BITS"))
+                })
+            });
+            Ok(Some(NetworkPolicy::Allow(networks.collect::<ApiResult<_>>()?)))
+        }
+    }
+}
+
+/// A request may ask for more confinement than the server's owner chose, never for less.
+fn seccomp(asked: &str, default: Seccomp) -> ApiResult<Seccomp> {
+    let strictness = |seccomp: Seccomp| match seccomp {
+        Seccomp::Off => 0,
+        Seccomp::Mvp => 1,
+        Seccomp::Strict => 2,
+    };
+    let asked = match asked {
+        "" => return Ok(default),
+        "off" => Seccomp::Off,
+        "mvp" => Seccomp::Mvp,
+        "strict" => Seccomp::Strict,
+        _ => return Err(ApiError::invalid("seccomp must be \"strict\", \"mvp\" or \"off\"")),
+    };
+    if strictness(asked) < strictness(default) {
+        let message = "seccomp must not be weaker than the server's default";
+        return Err(ApiError::new(Kind::Forbidden, Subject::Request, message));
+    }
+    Ok(asked)
 }
 
 fn image(name: &str) -> ApiResult<Option<ImageName>> {

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sandhaus_client::wire::{FailureInfo, Limits, SessionInfo};
-use sandhaus_sandbox::{EndReason, FailureKind, NetworkPolicy, Phase, SandboxView, SecurityProfile, Source};
+use sandhaus_client::wire::{FailureInfo, Limits, Port, SessionInfo};
+use sandhaus_sandbox::{
+    EndReason, FailureKind, NetworkPolicy, Phase, SandboxView, Seccomp, SecurityProfile, Source,
+};
 
 /// What `expires_at` says of a session that never expires: clients need a time.
 const NEVER: &str = "9999-12-31T23:59:59Z";
@@ -26,7 +28,7 @@ pub(crate) fn session_info(view: &SandboxView) -> SessionInfo {
         cwd: spec.workdir.clone().unwrap_or_else(|| WORKSPACE.to_owned()),
         created_at: time(sandbox.created_at_ms),
         expires_at: sandbox.deadlines.expires_at_ms.map_or_else(|| NEVER.to_owned(), time),
-        workspace_id: None,
+        workspace_id: spec.workspace.as_ref().map(ToString::to_string),
         acquire_source: None,
         acquire_detail: None,
         name: sandbox.name.clone(),
@@ -40,8 +42,27 @@ pub(crate) fn session_info(view: &SandboxView) -> SessionInfo {
             disk_bytes: spec.resources.disk_bytes,
         },
         network: match spec.network {
-            NetworkPolicy::None => "none".to_owned(),
+            NetworkPolicy::None => "none",
+            NetworkPolicy::Bridge => "bridge",
+            NetworkPolicy::Allow(_) => "allow",
+            NetworkPolicy::Host => "host",
+        }
+        .to_owned(),
+        network_allow: match &spec.network {
+            NetworkPolicy::Allow(networks) => networks.iter().map(ToString::to_string).collect(),
+            NetworkPolicy::None | NetworkPolicy::Bridge | NetworkPolicy::Host => Vec::new(),
         },
+        ports: spec
+            .publish
+            .iter()
+            .map(|published| Port { port: published.port, host_port: published.host_port })
+            .collect(),
+        seccomp: match spec.seccomp {
+            Seccomp::Off => "off",
+            Seccomp::Mvp => "mvp",
+            Seccomp::Strict => "strict",
+        }
+        .to_owned(),
         security: match spec.security {
             SecurityProfile::Strict => "strict".to_owned(),
             SecurityProfile::Container => "container".to_owned(),

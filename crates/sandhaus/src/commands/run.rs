@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Context, Result};
-use sandhaus_client::wire::CreateSession;
+use sandhaus_client::wire::{CreateSession, Network};
 use sandhaus_images::ImageName;
 use sandhaus_protocol::process::Spawn;
 use sandhaus_sandbox::{
@@ -265,6 +265,9 @@ fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSa
         labels: labels(),
         shell: config.shell,
         warm_shell: false,
+        seccomp: config.seccomp,
+        workspace: None,
+        publish: Vec::new(),
     })
 }
 
@@ -282,7 +285,7 @@ fn session_request(arguments: &RunArguments) -> Result<CreateSession> {
         memory_mb: mebibytes(resources.memory_bytes)?,
         pids: i64::from(resources.pids),
         disk_mb: mebibytes(resources.disk_bytes)?,
-        network: NETWORK_NONE.to_owned(),
+        network: Some(Network::Mode(NETWORK_NONE.to_owned())),
         security: match arguments.security {
             Security::Strict => "strict".to_owned(),
             Security::Container => "container".to_owned(),

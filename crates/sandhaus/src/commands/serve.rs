@@ -84,6 +84,8 @@ fn gateway_config(config: &Config) -> GatewayConfig {
             security: config.security,
             readonly_root: config.readonly_root,
             shell: config.shell,
+            seccomp: config.seccomp,
+            exec_mode: config.exec_mode,
             exec_timeout_max_ms: config.exec_timeout_max_ms,
             ..V1Config::default()
         },
