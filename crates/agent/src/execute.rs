@@ -19,7 +19,7 @@ const OUTPUT_BYTES_MAX: usize = 16 << 20;
 const READ_BYTES: usize = 32 * 1024;
 
 /// Longest command passed as an argument; the kernel takes 128 KiB.
-const ARGUMENT_BYTES_MAX: usize = 100 * 1024;
+pub(crate) const ARGUMENT_BYTES_MAX: usize = 100 * 1024;
 
 /// Status of a command that could not be started.
 const NOT_STARTED: i32 = -1;

@@ -26,7 +26,7 @@ use crate::{
     error::Error,
     execute,
     files::{self, multipart, search, transfer},
-    process, pty,
+    process, pty, script,
     session::routes as sessions,
     shell,
 };
@@ -67,6 +67,8 @@ impl Listener {
 fn routes() -> Router<Arc<Agent>> {
     Router::new()
         .route("/sandhaus/hello", post(agent::hello))
+        .route("/sandhaus/script", post(script::exec))
+        .route("/sandhaus/script/{exec_id}", get(script::resume))
         .route("/sandhaus/shell/{name}", get(shell::info))
         .route("/sandhaus/shell/{name}/exec", post(shell::exec))
         .route("/sandhaus/shell/{name}/exec/{exec_id}", get(shell::resume))

@@ -17,6 +17,7 @@ mod http;
 mod process;
 mod pty;
 mod ring;
+mod script;
 mod session;
 mod shell;
 mod sys;

@@ -6,11 +6,12 @@
 //!                └── end, time limit, kill ──> supervisor ──> pumps told to finish ──> exit record
 //! ```
 //! A process has ended when it has, whatever it left running in the background: what its streams held at that moment
-//! is still delivered, then the exit record. A time limit, by contrast, ends the whole family.
+//! is still delivered, then the exit record. What is left running can go on printing, to nobody. A time limit, by
+//! contrast, ends the whole family.
 
 use std::{
     collections::BTreeMap,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd, RawFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -45,6 +46,9 @@ use crate::{
 /// Bytes read from a stream at once.
 const READ_BYTES: usize = 32 * 1024;
 
+/// The same where nobody wants them: kept small, as it is held as long as a background job lives.
+const DRAIN_BYTES: usize = 1024;
+
 /// How long a terminal may stay quiet after its process has ended before its output counts as complete. Usually the
 /// terminal says so itself at once.
 const TERMINAL_QUIET: Duration = Duration::from_millis(100);
@@ -76,8 +80,8 @@ struct Table {
 }
 
 /// A process and what is known of it.
-struct Tracked {
-    id: u64,
+pub(crate) struct Tracked {
+    pub(crate) id: u64,
     argv: Vec<String>,
     family: Family,
     changed: Arc<Notify>,
@@ -89,8 +93,19 @@ struct Tracked {
 }
 
 impl Tracked {
-    fn exit(&self) -> MutexGuard<'_, Option<Exit>> {
+    /// How it ended, if it has.
+    pub(crate) fn exit(&self) -> MutexGuard<'_, Option<Exit>> {
         self.exit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its standard output; where both streams are one, both.
+    pub(crate) fn output(&self) -> &Arc<Log> {
+        &self.logs[0]
+    }
+
+    /// Pulsed when it ends, and with each output.
+    pub(crate) fn changed(&self) -> &Notify {
+        &self.changed
     }
 
     fn describe(&self) -> Process {
@@ -127,7 +142,7 @@ impl Processes {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, id: u64) -> Result<Arc<Tracked>> {
+    pub(crate) fn find(&self, id: u64) -> Result<Arc<Tracked>> {
         let found = self.table().by_id.get(&id).cloned();
         found.ok_or_else(|| Error::no_process(format_args!("no process {id}")))
     }
@@ -189,7 +204,7 @@ fn check_size(size: Resize) -> Result<()> {
 }
 
 /// Descriptors of a process about to start, and the agent's ends of them.
-struct Streams {
+pub(crate) struct Streams {
     terminal: Option<(Terminal, Arc<Channel>)>,
     /// The process's own ends, for 0, 1 and 2; closed here once it has them.
     theirs: [std::os::fd::OwnedFd; 3],
@@ -198,6 +213,13 @@ struct Streams {
 }
 
 impl Streams {
+    /// Nothing to read, and one pipe for all output, so that it arrives in the order in which it was written.
+    pub(crate) fn joined() -> Result<Self> {
+        let (output, theirs) = output_pipe()?;
+        let theirs = [discard()?, theirs.try_clone()?, theirs];
+        Ok(Self { terminal: None, theirs, input: None, outputs: vec![Channel::reading(output)?] })
+    }
+
     fn open(agent: &Agent, spawn: &Spawn) -> Result<Self> {
         if let Some(size) = spawn.tty {
             let terminal = Terminal::open(size, &agent.workload)?;
@@ -224,9 +246,21 @@ impl Streams {
 /// Starts a process as asked. What cannot be executed becomes a process that has ended with 126 or 127.
 fn start(agent: &Arc<Agent>, spawn: &Spawn) -> Result<Arc<Tracked>> {
     validate(spawn)?;
+    let streams = Streams::open(agent, spawn)?;
+    launch(agent, spawn, streams, spawn.argv.clone(), None)
+}
+
+/// Starts a process on these streams, listed with the words `shown`; `extra` is one more descriptor of it and the
+/// number that it gets.
+pub(crate) fn launch(
+    agent: &Arc<Agent>,
+    spawn: &Spawn,
+    streams: Streams,
+    shown: Vec<String>,
+    extra: Option<(BorrowedFd<'_>, RawFd)>,
+) -> Result<Arc<Tracked>> {
     agent.processes.make_room()?;
     let started = Instant::now();
-    let streams = Streams::open(agent, spawn)?;
     let mut env = agent.environment();
     if spawn.tty.is_some() {
         env.insert("TERM".to_owned(), "xterm-256color".to_owned());
@@ -235,6 +269,8 @@ fn start(agent: &Arc<Agent>, spawn: &Spawn) -> Result<Arc<Tracked>> {
     let mark = Family::new_mark();
     env.insert(Family::MARK.to_owned(), mark.clone());
     let [stdin, stdout, stderr] = &streams.theirs;
+    let mut descriptors = vec![(stdin.as_fd(), 0), (stdout.as_fd(), 1), (stderr.as_fd(), 2)];
+    descriptors.extend(extra);
     let session = match &streams.terminal {
         Some((terminal, _)) => Session::Terminal(std::os::fd::AsRawFd::as_raw_fd(&terminal.slave)),
         None => Session::Own,
@@ -243,7 +279,7 @@ fn start(agent: &Arc<Agent>, spawn: &Spawn) -> Result<Arc<Tracked>> {
         argv: &spawn.argv,
         env: &env,
         cwd: spawn.cwd.as_deref().unwrap_or(&agent.workdir),
-        descriptors: &[(stdin.as_fd(), 0), (stdout.as_fd(), 1), (stderr.as_fd(), 2)],
+        descriptors: &descriptors,
         session,
         workload: agent.spawn_identity(),
     });
@@ -257,7 +293,7 @@ fn start(agent: &Arc<Agent>, spawn: &Spawn) -> Result<Arc<Tracked>> {
     let changed = Arc::new(Notify::new());
     let tracked = agent.processes.insert(|id| Tracked {
         id,
-        argv: spawn.argv.clone(),
+        argv: shown,
         family: Family { root: child.as_ref().map_or(0, |child| child.pid), mark },
         changed: Arc::clone(&changed),
         logs: [Log::new(RING_BYTES, Arc::clone(&changed)), Log::new(RING_BYTES, changed)],
@@ -303,13 +339,15 @@ struct Supervision {
 }
 
 impl Supervision {
-    async fn run(self, mut child: Child, finish: watch::Sender<()>, pumps: Vec<JoinHandle<()>>) {
+    async fn run(self, mut child: Child, finish: watch::Sender<()>, pumps: Vec<JoinHandle<Option<Channel>>>) {
         let (ending, timed_out) = self.wait(&mut child.ended).await;
         // Nobody listens when both streams have ended already.
         let _ = finish.send(());
         for pump in pumps {
             // A pump does not panic, and is not aborted.
-            let _ = pump.await;
+            if let Ok(Some(channel)) = pump.await {
+                tokio::spawn(drain(channel));
+            }
         }
         *self.tracked.exit() = Some(Exit {
             exit_code: ending.code(),
@@ -353,8 +391,14 @@ enum LastWords {
     UntilQuiet,
 }
 
-/// Moves a stream into its log until its end, or until the process has ended and its last words are taken.
-async fn pump(channel: Channel, log: Arc<Log>, mut finish: watch::Receiver<()>, last_words: LastWords) {
+/// Moves a stream into its log until its end, or until the process has ended and its last words are taken: then a pipe
+/// to which somebody may still write is given back.
+async fn pump(
+    channel: Channel,
+    log: Arc<Log>,
+    mut finish: watch::Receiver<()>,
+    last_words: LastWords,
+) -> Option<Channel> {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let room = log.wait_for_room().await.min(READ_BYTES);
@@ -362,7 +406,7 @@ async fn pump(channel: Channel, log: Arc<Log>, mut finish: watch::Receiver<()>, 
             // Cancel-safe: nothing is consumed unless this arm wins.
             read = channel.read(&mut buffer[..room]) => match read {
                 Ok(read @ 1..) => log.append(&buffer[..read]),
-                Ok(_) | Err(_) => return,
+                Ok(_) | Err(_) => return None,
             },
             _ = finish.changed() => break,
         }
@@ -382,9 +426,22 @@ async fn pump(channel: Channel, log: Arc<Log>, mut finish: watch::Receiver<()>, 
                 .ok()
                 .and_then(std::result::Result::ok),
         };
-        let Some(read @ 1..) = read else { return };
+        let Some(read @ 1..) = read else { break };
         log.append(&buffer[..read]);
         rest -= read;
+        tokio::task::yield_now().await;
+    }
+    match last_words {
+        LastWords::WhatIsThere => Some(channel),
+        LastWords::UntilQuiet => None,
+    }
+}
+
+/// Takes what the background jobs of an ended process print, so that none dies of a closed pipe, until the last of
+/// them has ended.
+async fn drain(channel: Channel) {
+    let mut buffer = [0; DRAIN_BYTES];
+    while let Ok(1..) = channel.read(&mut buffer).await {
         tokio::task::yield_now().await;
     }
 }

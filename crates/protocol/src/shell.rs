@@ -8,6 +8,16 @@
 //! | `GET /sandhaus/shell/{name}` | [`ShellInfo`] |
 //! | `GET /sandhaus/shell/{name}/log?offset=N&follow=BOOL` | frames of the whole terminal, every command's and background jobs' output; `Exit` when it ends |
 //!
+//! Commands without state have routes of their own, with the same bodies and frames; each runs in a fresh shell in the
+//! sandbox's work directory, both its streams in one pipe, as many at once as come:
+//!
+//! | call | answer |
+//! |---|---|
+//! | `POST /sandhaus/script` [`ShellExec`] | frames: `Started` ([`ShellStarted`]), `Stdout` (both streams), `Exit` ([`ShellExit`]) |
+//! | `GET /sandhaus/script/{exec_id}?offset=N` | the same frames of a command already started, from byte N |
+//!
+//! Such a command is also a process of [`crate::process`], under the same number.
+//!
 //! Commands of one shell run one after another, in the order they came. The shell named [`DEFAULT`] always exists;
 //! others are made on first use, at most [`SHELLS_MAX`].
 

@@ -246,18 +246,24 @@ fn exec_feed(shell: Arc<Shell>, exec: Arc<Exec>, offset: u64) -> Feed {
     Feed::new(Arc::new(ExecSubject { shell, exec }), vec![track], started)
 }
 
+/// Refuses what no shell can be told.
+pub(crate) fn check_command(cmd: &str) -> Result<()> {
+    if cmd.len() > CMD_BYTES_MAX {
+        return Err(Error::too_large(format_args!("a command has at most {CMD_BYTES_MAX} bytes")));
+    }
+    if cmd.contains('\0') {
+        return Err(Error::invalid("the command holds a NUL byte"));
+    }
+    Ok(())
+}
+
 /// `POST /sandhaus/shell/{name}/exec`.
 pub(crate) async fn exec(
     State(agent): State<Arc<Agent>>,
     Path(name): Path<String>,
     Json(request): Json<ShellExec>,
 ) -> Result<Response> {
-    if request.cmd.len() > CMD_BYTES_MAX {
-        return Err(Error::too_large(format_args!("a command has at most {CMD_BYTES_MAX} bytes")));
-    }
-    if request.cmd.contains('\0') {
-        return Err(Error::invalid("the command holds a NUL byte"));
-    }
+    check_command(&request.cmd)?;
     let shell = agent.shells.open(&agent, &name)?;
     let exec = shell.submit(request)?;
     Ok(exec_feed(shell, exec, 0).respond().await)
@@ -270,6 +276,13 @@ pub(crate) struct StreamQuery {
     offset: u64,
     #[serde(default)]
     follow: bool,
+}
+
+impl StreamQuery {
+    /// Where the reader stands.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
 }
 
 /// `GET /sandhaus/shell/{name}/exec/{exec_id}`.

@@ -11,10 +11,13 @@ use rustix::{
     mount::{MountAttrFlags, MountPropagationFlags},
 };
 
+use sandhaus_sandbox::types::Seccomp;
+
 use super::{
     admission, cgroup_probe, image_file, launcher, loop_device,
     mounting::{self, Attached, Parameter},
-    removal, seccomp,
+    removal,
+    seccomp::Filters,
     sys::{self, MountChange, Reach},
     wire::LayerMapping,
 };
@@ -278,7 +281,9 @@ fn check_disk_limit(directory: &Path) -> HostCheck {
 /// Installs the very filter of all machines on this thread and makes a call that it refuses.
 fn check_filter() -> HostCheck {
     let remedy = "use a kernel with CONFIG_SECCOMP_FILTER";
-    if let Err(error) = sys::install_filter(&seccomp::filter()) {
+    let filters = Filters::compile();
+    let filter = filters.of(Seccomp::Strict).expect("this level has one");
+    if let Err(error) = sys::install_filter(filter) {
         return HostCheck::fail("seccomp", error.to_string(), remedy);
     }
     match sys::unshare(0) {

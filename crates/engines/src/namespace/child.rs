@@ -39,7 +39,7 @@ use sandhaus_sandbox::{
 use super::{
     confinement,
     mounting::{self, Parameter},
-    seccomp::Instruction,
+    seccomp::{Filters, Instruction},
     steps::{ChildStep, Moment},
     sys::{self, MountChange, Reach},
     wire::{self, LaunchDescriptors, LaunchRequest},
@@ -116,8 +116,8 @@ pub(super) struct Birth<'a> {
     pub(super) descriptors: LaunchDescriptors,
     /// To the launcher.
     pub(super) socket: OwnedFd,
-    /// The filter over system calls.
-    pub(super) filter: &'a [Instruction],
+    /// The filters over system calls.
+    pub(super) filters: &'a Filters,
     /// Those of [`confinement::MASKED`] that this host has.
     pub(super) masked: &'a [Masked],
     /// Those of [`confinement::READ_ONLY`] that this host has.
@@ -174,7 +174,7 @@ pub(super) fn live(birth: Birth<'_>) -> ! {
     let Err(trouble) = child.become_agent(
         birth.request,
         birth.descriptors,
-        &Surroundings { filter: birth.filter, masked: birth.masked, read_only: birth.read_only },
+        &Surroundings { filters: birth.filters, masked: birth.masked, read_only: birth.read_only },
     );
     let errno = trouble.cause.raw_os_error().unwrap_or(libc::EPROTO);
     // If nobody listens any more, nobody has to know.
@@ -183,7 +183,7 @@ pub(super) fn live(birth: Birth<'_>) -> ! {
 }
 
 struct Surroundings<'a> {
-    filter: &'a [Instruction],
+    filters: &'a Filters,
     masked: &'a [Masked],
     read_only: &'a [&'static str],
 }
@@ -257,7 +257,9 @@ impl Child {
         drop(gifts.root);
         let agent = self.arrange_descriptors(listener, boot, agent)?;
         self.step(ChildStep::Limits, |_| set_limits())?;
-        self.step(ChildStep::Filter, |_| install_filter(request.security, surroundings.filter))?;
+        self.step(ChildStep::Filter, |_| {
+            install_filter(request.security, surroundings.filters.of(request.seccomp))
+        })?;
         self.step(ChildStep::Capabilities, |_| drop_capabilities(request.security))?;
         self.at = ChildStep::Execute;
         self.at(ChildStep::Execute, Moment::Before)?;
@@ -531,11 +533,14 @@ fn set_limits() -> Result<(), Trouble> {
 
 /// Under `container` the process still has CAP_SYS_ADMIN inside, which the filter needs; setuid keeps working. Under
 /// `strict` nothing executed from here on gains anything.
-fn install_filter(security: SecurityProfile, filter: &[Instruction]) -> Result<(), Trouble> {
+fn install_filter(security: SecurityProfile, filter: Option<&[Instruction]>) -> Result<(), Trouble> {
     if security == SecurityProfile::Strict {
         rustix::thread::set_no_new_privs(true)?;
     }
-    Ok(sys::install_filter(filter)?)
+    match filter {
+        Some(filter) => Ok(sys::install_filter(filter)?),
+        None => Ok(()),
+    }
 }
 
 fn drop_capabilities(security: SecurityProfile) -> Result<(), Trouble> {

@@ -261,7 +261,7 @@ impl Inner {
             bridge: false,
             host_network: false,
             workspaces: false,
-            seccomp: false,
+            seccomp: true,
         };
         Ok(Self {
             config,
@@ -405,6 +405,7 @@ impl Inner {
             tag: 0,
             base: record.base,
             security: spec.security,
+            seccomp: spec.seccomp,
             readonly_root: spec.readonly_root,
             hostname: spec.hostname.clone(),
             layers,

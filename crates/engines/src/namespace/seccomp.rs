@@ -1,4 +1,13 @@
-//! The filter over system calls, the same for both security profiles.
+//! The filters over system calls: one per level, the same for both security profiles.
+//!
+//! - `strict`: everything that a usual workload does not need is refused.
+//! - `mvp`: what acts on the kernel itself stays refused, but debuggers and nested sandboxes work: tracing, and user,
+//!   mount, process, IPC, host name and cgroup namespaces with mounts of their own in them. No further network
+//!   namespace: the owner of one may configure packet filters, traffic control and devices, by far the largest part of
+//!   the kernel that anybody inside could reach. What the machine hides or seals stays so, because the kernel locks
+//!   inherited mounts together in a namespace of less privilege. The newer mount calls stay refused, as nothing depends
+//!   on them.
+//! - `off`: no filter at all, not even for foreign architectures.
 //!
 //! A verdict per call number is compiled into classic BPF as a binary search over ranges of equal verdicts: about
 //! seven comparisons per call, and few instructions for the kernel to check at each start. Calls whose arguments
@@ -7,6 +16,8 @@
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("the system call table of the filter is written for x86_64 only");
+
+use sandhaus_sandbox::types::Seccomp;
 
 /// One instruction, laid out as the kernel's `sock_filter`.
 #[repr(C)]
@@ -52,6 +63,12 @@ const CLONE_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWNET)
     .cast_unsigned();
 
+/// Namespaces that nobody makes under `mvp` either.
+const NETWORK_NAMESPACE: u32 = libc::CLONE_NEWNET.cast_unsigned();
+
+/// CLONE_NEWTIME, which unshare(2) knows. Nothing inside needs another clock.
+const TIME_NAMESPACE: u32 = 0x80;
+
 /// Terminal requests that put words into somebody else's mouth.
 const REFUSED_REQUESTS: &[u32] = &[0x5412 /* TIOCSTI */, 0x541c /* TIOCLINUX */];
 
@@ -69,8 +86,8 @@ const PERSONALITIES: &[u32] = &[0, 0x0008, 0x0004_0000, 0x0004_0008, 0xffff_ffff
 enum Verdict {
     Allow,
     Refuse(i32),
-    /// clone: no namespaces.
-    Clone,
+    /// clone and unshare: the first argument holds flags, and none of these may be among them.
+    Flags(u32),
     /// ioctl: not the terminal's keyboard.
     Ioctl,
     /// socket and socketpair: known families only.
@@ -79,8 +96,23 @@ enum Verdict {
     Personality,
 }
 
-/// System calls that are refused outright. Beside the obvious: everything that loads code into the kernel, reaches
-/// into another process, mounts, enters or makes namespaces, opens by handle, keeps keys, or sets the clock.
+/// System calls that reach into another process or make and shape namespaces: refused under `strict`, while under `mvp`
+/// the kernel's own rules decide who may trace whom and who may mount where.
+const NESTING: &[libc::c_long] = &[
+    libc::SYS_kcmp,
+    libc::SYS_mount,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pivot_root,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_ptrace,
+    libc::SYS_setns,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+];
+
+/// System calls that are refused by every filter: what loads code into the kernel, configures mounts piece by piece,
+/// opens by handle, keeps keys, watches the machine or sets the clock.
 const REFUSED: &[libc::c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -97,12 +129,10 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_init_module,
     libc::SYS_ioperm,
     libc::SYS_iopl,
-    libc::SYS_kcmp,
     libc::SYS_kexec_file_load,
     libc::SYS_kexec_load,
     libc::SYS_keyctl,
     libc::SYS_lookup_dcookie,
-    libc::SYS_mount,
     libc::SYS_mount_setattr,
     libc::SYS_move_mount,
     libc::SYS_name_to_handle_at,
@@ -110,22 +140,14 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_open_by_handle_at,
     libc::SYS_open_tree,
     libc::SYS_perf_event_open,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_pivot_root,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_ptrace,
     libc::SYS_quotactl,
     libc::SYS_quotactl_fd,
     libc::SYS_reboot,
     libc::SYS_request_key,
-    libc::SYS_setns,
     libc::SYS_settimeofday,
     libc::SYS_swapoff,
     libc::SYS_swapon,
     libc::SYS_syslog,
-    libc::SYS_umount2,
-    libc::SYS_unshare,
     libc::SYS_userfaultfd,
     457, // statmount
     458, // listmount
@@ -147,14 +169,21 @@ const ABSENT: &[libc::c_long] = &[
     libc::SYS_ustat,
 ];
 
-fn verdict(number: u32) -> Verdict {
+fn verdict(level: Level, number: u32) -> Verdict {
     let is = |calls: &[libc::c_long]| calls.contains(&libc::c_long::from(number));
     if number > NEWEST || UNASSIGNED.contains(&number) || is(ABSENT) {
         Verdict::Refuse(libc::ENOSYS)
     } else if is(REFUSED) {
         Verdict::Refuse(libc::EPERM)
+    } else if level == Level::Strict && is(NESTING) {
+        Verdict::Refuse(libc::EPERM)
     } else if is(&[libc::SYS_clone]) {
-        Verdict::Clone
+        Verdict::Flags(match level {
+            Level::Strict => CLONE_NAMESPACES,
+            Level::Mvp => NETWORK_NAMESPACE,
+        })
+    } else if is(&[libc::SYS_unshare]) {
+        Verdict::Flags(NETWORK_NAMESPACE | TIME_NAMESPACE)
     } else if is(&[libc::SYS_ioctl]) {
         Verdict::Ioctl
     } else if is(&[libc::SYS_socket, libc::SYS_socketpair]) {
@@ -201,9 +230,9 @@ fn block(verdict: Verdict) -> Vec<Instruction> {
     match verdict {
         Verdict::Allow => program.push(allow()),
         Verdict::Refuse(errno) => program.push(refuse(errno)),
-        Verdict::Clone => program.extend([
+        Verdict::Flags(refused) => program.extend([
             load_argument(0),
-            instruction(JUMP_IF_ANY_BIT, 0, 1, CLONE_NAMESPACES),
+            instruction(JUMP_IF_ANY_BIT, 0, 1, refused),
             refuse(libc::EPERM),
             allow(),
         ]),
@@ -231,10 +260,10 @@ fn block(verdict: Verdict) -> Vec<Instruction> {
 }
 
 /// Where the verdict changes: each entry holds from its number up to the next entry.
-fn ranges() -> Vec<(u32, Verdict)> {
+fn ranges(level: Level) -> Vec<(u32, Verdict)> {
     let mut ranges: Vec<(u32, Verdict)> = Vec::new();
     for number in 0..=NEWEST + 1 {
-        let verdict = verdict(number);
+        let verdict = verdict(level, number);
         if ranges.last().is_none_or(|&(_, last)| last != verdict) {
             ranges.push((number, verdict));
         }
@@ -264,15 +293,45 @@ fn search(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
     program
 }
 
-/// The whole filter.
-pub(super) fn filter() -> Vec<Instruction> {
+/// How much a filter refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Mvp,
+    Strict,
+}
+
+/// The filters, compiled once for all machines.
+#[derive(Debug)]
+pub(super) struct Filters {
+    mvp: Vec<Instruction>,
+    strict: Vec<Instruction>,
+}
+
+impl Filters {
+    /// Compiles them.
+    pub(super) fn compile() -> Self {
+        Self { mvp: filter(Level::Mvp), strict: filter(Level::Strict) }
+    }
+
+    /// The one for a machine; `None` where nothing is filtered.
+    pub(super) fn of(&self, seccomp: Seccomp) -> Option<&[Instruction]> {
+        match seccomp {
+            Seccomp::Off => None,
+            Seccomp::Mvp => Some(&self.mvp),
+            Seccomp::Strict => Some(&self.strict),
+        }
+    }
+}
+
+/// A whole filter.
+fn filter(level: Level) -> Vec<Instruction> {
     let mut program = vec![
         load(OFFSET_ARCHITECTURE),
         instruction(JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH_X86_64),
         refuse(libc::ENOSYS),
         load(OFFSET_NUMBER),
     ];
-    program.extend(search(&ranges()));
+    program.extend(search(&ranges(level)));
     program
 }
 

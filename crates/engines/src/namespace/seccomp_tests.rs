@@ -2,6 +2,8 @@
 
 use super::*;
 
+const LEVELS: [Level; 2] = [Level::Mvp, Level::Strict];
+
 /// What the kernel hands to the filter.
 struct Call {
     architecture: u32,
@@ -39,10 +41,14 @@ fn run(program: &[Instruction], call: &Call) -> u32 {
 }
 
 fn call(number: libc::c_long, arguments: &[u64]) -> u32 {
+    call_under(Level::Strict, number, arguments)
+}
+
+fn call_under(level: Level, number: libc::c_long, arguments: &[u64]) -> u32 {
     let mut all = [0; 6];
     all[..arguments.len()].copy_from_slice(arguments);
     let number = u32::try_from(number).expect("numbers are small");
-    run(&filter(), &Call { architecture: AUDIT_ARCH_X86_64, number, arguments: all })
+    run(&filter(level), &Call { architecture: AUDIT_ARCH_X86_64, number, arguments: all })
 }
 
 fn errno(errno: i32) -> u32 {
@@ -51,28 +57,33 @@ fn errno(errno: i32) -> u32 {
 
 #[test]
 fn every_number_gets_the_verdict_of_the_table() {
-    let program = filter();
-    for number in (0..2048).chain([0x3fff_ffff, 0x4000_0000, 0x4000_0014, 0x7fff_ffff, 0xffff_ffff]) {
-        let result = run(&program, &Call { architecture: AUDIT_ARCH_X86_64, number, arguments: [0; 6] });
-        let expected = match verdict(number) {
-            Verdict::Refuse(code) => errno(code),
-            // With arguments of zero these are allowed, but for a socket of no family.
-            Verdict::Allow | Verdict::Clone | Verdict::Ioctl | Verdict::Personality => RETURN_ALLOW,
-            Verdict::Socket => errno(libc::EAFNOSUPPORT),
-        };
-        assert_eq!(result, expected, "call {number}");
+    for level in LEVELS {
+        let program = filter(level);
+        for number in (0..2048).chain([0x3fff_ffff, 0x4000_0000, 0x4000_0014, 0x7fff_ffff, 0xffff_ffff]) {
+            let result = run(&program, &Call { architecture: AUDIT_ARCH_X86_64, number, arguments: [0; 6] });
+            let expected = match verdict(level, number) {
+                Verdict::Refuse(code) => errno(code),
+                // With arguments of zero these are allowed, but for a socket of no family.
+                Verdict::Allow | Verdict::Flags(_) | Verdict::Ioctl | Verdict::Personality => RETURN_ALLOW,
+                Verdict::Socket => errno(libc::EAFNOSUPPORT),
+            };
+            assert_eq!(result, expected, "{level:?}: call {number}");
+        }
     }
 }
 
 #[test]
 fn other_architectures_and_the_x32_abi_do_not_exist() {
-    let program = filter();
     const AUDIT_ARCH_I386: u32 = 0x4000_0003;
-    for number in 0..=NEWEST {
-        let foreign = Call { architecture: AUDIT_ARCH_I386, number, arguments: [0; 6] };
-        assert_eq!(run(&program, &foreign), errno(libc::ENOSYS), "i386 call {number}");
-        let x32 = Call { architecture: AUDIT_ARCH_X86_64, number: number | 0x4000_0000, arguments: [0; 6] };
-        assert_eq!(run(&program, &x32), errno(libc::ENOSYS), "x32 call {number}");
+    for level in LEVELS {
+        let program = filter(level);
+        for number in 0..=NEWEST {
+            let foreign = Call { architecture: AUDIT_ARCH_I386, number, arguments: [0; 6] };
+            assert_eq!(run(&program, &foreign), errno(libc::ENOSYS), "{level:?}: i386 call {number}");
+            let number = number | 0x4000_0000;
+            let x32 = Call { architecture: AUDIT_ARCH_X86_64, number, arguments: [0; 6] };
+            assert_eq!(run(&program, &x32), errno(libc::ENOSYS), "{level:?}: x32 call {number}");
+        }
     }
 }
 
@@ -100,6 +111,61 @@ fn the_calls_of_the_contract_are_refused() {
         assert_eq!(call(number, &[]), errno(libc::EPERM), "call {number}");
     }
     assert_eq!(call(libc::SYS_clone3, &[]), errno(libc::ENOSYS));
+}
+
+#[test]
+fn the_middle_level_allows_tracing_and_nesting_but_nothing_of_the_kernel_s_own() {
+    let mvp = |number, arguments: &[u64]| call_under(Level::Mvp, number, arguments);
+    for number in NESTING {
+        assert_eq!(call(*number, &[]), errno(libc::EPERM), "strict: call {number}");
+        assert_eq!(mvp(*number, &[]), RETURN_ALLOW, "mvp: call {number}");
+    }
+    for number in [
+        libc::SYS_bpf,
+        libc::SYS_userfaultfd,
+        libc::SYS_perf_event_open,
+        libc::SYS_kexec_load,
+        libc::SYS_kexec_file_load,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_keyctl,
+        libc::SYS_add_key,
+        libc::SYS_request_key,
+        libc::SYS_init_module,
+        libc::SYS_finit_module,
+        libc::SYS_delete_module,
+        libc::SYS_fsopen,
+        libc::SYS_fsmount,
+        libc::SYS_fsconfig,
+        libc::SYS_move_mount,
+        libc::SYS_open_tree,
+        libc::SYS_mount_setattr,
+        libc::SYS_swapon,
+        libc::SYS_reboot,
+        libc::SYS_syslog,
+    ] {
+        assert_eq!(mvp(number, &[]), errno(libc::EPERM), "call {number}");
+    }
+    for number in [libc::SYS_clone3, libc::SYS_io_uring_setup, libc::SYS_io_uring_enter] {
+        assert_eq!(mvp(number, &[]), errno(libc::ENOSYS), "call {number}");
+    }
+    for bit in 0..32 {
+        let flag = 1_u32 << bit;
+        let refused = |flags: u32| if flag & flags == 0 { RETURN_ALLOW } else { errno(libc::EPERM) };
+        assert_eq!(mvp(libc::SYS_clone, &[u64::from(flag)]), refused(0x4000_0000), "clone {flag:#x}");
+        assert_eq!(mvp(libc::SYS_unshare, &[u64::from(flag)]), refused(0x4000_0080), "unshare {flag:#x}");
+    }
+    // What is refused by its arguments stays refused.
+    assert_eq!(mvp(libc::SYS_socket, &[libc::AF_VSOCK as u64, 1, 0]), errno(libc::EAFNOSUPPORT));
+    assert_eq!(mvp(libc::SYS_socket, &[libc::AF_NETLINK as u64, 3, 12]), errno(libc::EPROTONOSUPPORT));
+    assert_eq!(mvp(libc::SYS_ioctl, &[0, 0x5412]), errno(libc::EPERM));
+}
+
+#[test]
+fn each_level_has_its_filter() {
+    let filters = Filters::compile();
+    assert_eq!(filters.of(Seccomp::Off), None);
+    assert_eq!(filters.of(Seccomp::Mvp), Some(&*filter(Level::Mvp)));
+    assert_eq!(filters.of(Seccomp::Strict), Some(&*filter(Level::Strict)));
 }
 
 #[test]
@@ -152,7 +218,12 @@ fn terminal_injection_and_odd_personalities_are_refused() {
 
 #[test]
 fn every_path_of_the_program_ends_in_a_return() {
-    let program = filter();
+    for level in LEVELS {
+        check_paths(&filter(level));
+    }
+}
+
+fn check_paths(program: &[Instruction]) {
     assert!(program.len() <= 512, "{} instructions are checked by the kernel at each start", program.len());
     for (at, instruction) in program.iter().enumerate() {
         let targets: Vec<usize> = match instruction.code {

@@ -11,7 +11,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use sandhaus_sandbox::types::{Access, SecurityProfile};
+use sandhaus_sandbox::types::{Access, Seccomp, SecurityProfile};
 use serde::{Deserialize, Serialize};
 
 /// Largest packet in bytes: bounds paths, layers and mounts of one machine together.
@@ -28,6 +28,7 @@ pub(super) struct LaunchRequest {
     /// First id outside of the machine's range of [`super::disk::IDS_PER_SANDBOX`].
     pub(super) base: u32,
     pub(super) security: SecurityProfile,
+    pub(super) seccomp: Seccomp,
     pub(super) readonly_root: bool,
     pub(super) hostname: String,
     /// Read-only layers, top first.
