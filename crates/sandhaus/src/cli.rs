@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Image(ImageArguments),
     /// Check whether this host can run sandboxes
     Doctor(DoctorArguments),
+    /// Show, check and describe the configuration
+    Config(ConfigArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
     /// Print the version
@@ -300,6 +302,46 @@ pub(crate) enum ImageCommand {
         #[arg(value_name = "NEW")]
         new: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArguments {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show every effective value and where it comes from
+    Show {
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t = ConfigOutput::Table, value_name = "FORMAT")]
+        output: ConfigOutput,
+    },
+    /// Check a configuration file and name everything wrong with it
+    Check {
+        /// Warnings fail too
+        #[arg(long)]
+        strict: bool,
+        /// The file
+        #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Print a JSON schema of configuration files, for editors
+    Schema,
+    /// Print a Markdown table of every key
+    Keys,
+}
+
+/// How a configuration is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConfigOutput {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+    /// A configuration file, with comments that tell where values come from
+    Yaml,
 }
 
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@
 
 use std::{ffi::OsStr, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 
 mod advice;
@@ -30,9 +30,9 @@ mod toolbox;
 mod tree;
 mod values;
 
-use cli::{Cli, Command, LogFormat};
+use cli::{Cli, Command, ConfigArguments, ConfigCommand, LogFormat, ServeArguments};
 use commands::run::Quiet;
-use config::{Config, Loaded};
+use config::Loaded;
 
 /// Internal first argument: prints every point at which a test may let this binary die.
 const FAULT_POINTS_ARGUMENT: &str = "__fault-points";
@@ -99,9 +99,18 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Version => return commands::version::version(),
         Command::Completions(arguments) => return commands::completions::completions(arguments),
+        Command::Config(ConfigArguments { command: ConfigCommand::Schema }) => {
+            return commands::config::print_schema();
+        }
+        Command::Config(ConfigArguments { command: ConfigCommand::Keys }) => {
+            return commands::config::print_keys();
+        }
+        Command::Config(ConfigArguments { command: ConfigCommand::Check { file, strict } }) => {
+            return commands::config::check(file, *strict);
+        }
         _ => {}
     }
-    let (loaded, config) = settle_config(cli)?;
+    let loaded = settle_config(cli)?;
     start_logging(cli)?;
     let runtime = match &cli.command {
         Command::Serve(_) => {
@@ -114,17 +123,18 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
         // One client needs one thread; making more would only cost time.
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
     };
-    let result = runtime.block_on(dispatch(cli, &loaded, &config));
+    let result = runtime.block_on(dispatch(cli, &loaded));
     // Reads of standard input and writes to a full pipe cannot be cancelled; nobody waits for them.
     runtime.shutdown_background();
     result
 }
 
-async fn dispatch(cli: &Cli, loaded: &Loaded, config: &Config) -> Result<ExitCode> {
+async fn dispatch(cli: &Cli, loaded: &Loaded) -> Result<ExitCode> {
+    let config = &loaded.config;
     let quiet = if cli.global.quiet { Quiet::Yes } else { Quiet::No };
     match &cli.command {
         Command::Run(arguments) => commands::run::run(arguments, config, quiet).await,
-        Command::Serve(arguments) => commands::serve::serve(arguments, config, loaded.file.as_deref()).await,
+        Command::Serve(_) => commands::serve::serve(config, loaded.file.as_deref()).await,
         Command::Ps(arguments) => commands::ps::ps(arguments, config).await,
         Command::Exec(arguments) => commands::exec::exec(arguments, config).await,
         Command::Cp(arguments) => commands::cp::cp(arguments, config, quiet).await,
@@ -133,21 +143,26 @@ async fn dispatch(cli: &Cli, loaded: &Loaded, config: &Config) -> Result<ExitCod
         Command::Inspect(arguments) => commands::inspect::inspect(arguments, config).await,
         Command::Image(arguments) => commands::image::image(arguments, config, quiet).await,
         Command::Doctor(arguments) => commands::doctor::doctor(arguments, config).await,
+        Command::Config(arguments) => commands::config::config(arguments, loaded),
         Command::Completions(_) | Command::Version => unreachable!("handled before the runtime was made"),
     }
 }
 
 /// Flags over environment over file over defaults.
-fn settle_config(cli: &Cli) -> Result<(Loaded, Config)> {
-    let loaded = config::load(cli.global.config.as_deref())?;
+fn settle_config(cli: &Cli) -> Result<Loaded> {
+    let mut loaded = config::load(cli.global.config.as_deref())?;
     for warning in &loaded.warnings {
         advice::print_warning(warning);
     }
-    let mut config = loaded.config.clone();
     if let Some(data_dir) = &cli.global.data_dir {
-        config.data_dir = std::path::absolute(data_dir)?;
+        let data_dir = std::path::absolute(data_dir)?;
+        let text = data_dir.to_str().context("--data-dir is not UTF-8")?;
+        loaded.set_by_flag("data_dir", "--data-dir", text)?;
     }
-    Ok((loaded, config))
+    if let Command::Serve(ServeArguments { listen: Some(listen), .. }) = &cli.command {
+        loaded.set_by_flag("listen", "--listen", listen)?;
+    }
+    Ok(loaded)
 }
 
 /// Logs go to standard error. A server logs what it does; other commands only if asked, since their errors are printed

@@ -80,11 +80,11 @@ fn the_configuration_is_checked_before_anything_happens() {
         stderr(&output).replace(file.to_str().unwrap(), "FILE")
     };
     insta::assert_snapshot!(said("listen: 0.0.0.0:8080\nliste: x\n", &[]), @r"
-    warning: FILE: key liste is not known and has no effect
+    warning: FILE:2: key liste is not known and has no effect; did you mean listen?
     error: refusing to listen on 0.0.0.0:8080 without an API key: anyone who reaches it could run commands
     hint: set api_key in the configuration or SANDHAUS_API_KEY in the environment, or listen on 127.0.0.1
     ");
-    insta::assert_snapshot!(said("session_ttl_seconds: soon\n", &[]), @"error: configuration key session_ttl_seconds in FILE cannot be soon: must be a whole number from 0 to 86400");
+    insta::assert_snapshot!(said("session_ttl_seconds: soon\n", &[]), @"error: configuration key session_ttl_seconds in FILE:1 cannot be soon: must be a whole number from 1 to 86400");
     insta::assert_snapshot!(said("", &[("SANDHAUS_CPU_LIMIT", "many")]), @r#"error: configuration key defaults.cpu_limit in the environment (SANDHAUS_CPU_LIMIT) cannot be "many": must be a number"#);
     let secret = said("api_key: ['s3cret']\n", &[]);
     assert!(!secret.contains("s3cret"), "{secret}");

@@ -20,6 +20,11 @@ const COMMANDS: &[&[&str]] = &[
     &["image", "rm"],
     &["image", "tag"],
     &["doctor"],
+    &["config"],
+    &["config", "show"],
+    &["config", "check"],
+    &["config", "schema"],
+    &["config", "keys"],
     &["completions"],
     &["version"],
 ];
@@ -48,7 +53,7 @@ fn every_command_explains_itself() {
 /// Nobody adds a command without its help under test.
 #[test]
 fn every_command_is_listed_here() {
-    for parent in [&[][..], &["image"]] {
+    for parent in [&[][..], &["image"], &["config"]] {
         let text = help(parent);
         let listed = text.lines().skip_while(|line| *line != "Commands:").skip(1);
         for line in listed.take_while(|line| !line.is_empty()) {

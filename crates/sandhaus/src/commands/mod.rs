@@ -1,6 +1,7 @@
 //! One file per command, each a plain function from its arguments to an exit status.
 
 pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod exec;

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     advice::{Advice, print_warning},
-    cli::ServeArguments,
     config::{self, Config},
     domain::{self, Lifetime},
     interrupt::Signals,
@@ -19,34 +18,25 @@ use crate::{
 };
 
 /// Serves until a signal asks to end. Sandboxes go on.
-pub(crate) async fn serve(
-    arguments: &ServeArguments,
-    config: &Config,
-    file: Option<&Path>,
-) -> Result<ExitCode> {
-    let mut config = config.clone();
-    if let Some(listen) = &arguments.listen {
-        config.listen =
-            config::parse_listen(listen).map_err(|problem| anyhow::anyhow!("--listen {problem}"))?;
-    }
-    config::check_exposure(&config)?;
+pub(crate) async fn serve(config: &Config, file: Option<&Path>) -> Result<ExitCode> {
+    config::check_exposure(config)?;
     crate::process::raise_open_files_limit();
     let mut signals = Signals::listen()?;
 
     let instance = Instance::acquire(&config.data_dir)
         .map_err(|error| domain::explain_refusal(error, &config.data_dir))?;
-    let listener = listen(&config).await?;
+    let listener = listen(config).await?;
     let address = listener.local_addr().context("read the listener's address")?;
     let url = reachable_url(address);
     // The address is written down before the service takes the instance; until it answers, connections wait.
     instance.announce(&url).context("announce the address")?;
-    domain::sweep_dead_runs(&config).await;
-    let service = domain::open_service(instance, &config, Lifetime::Configured).await?;
+    domain::sweep_dead_runs(config).await;
+    let service = domain::open_service(instance, config, Lifetime::Configured).await?;
 
     let stop = CancellationToken::new();
-    let gateway = gateway_config(&config);
+    let gateway = gateway_config(config);
     let mut served = tokio::spawn(sandhaus_gateway::serve(listener, service.clone(), gateway, stop.clone()));
-    banner(&url, &config, file);
+    banner(&url, config, file);
     let served = tokio::select! {
         // It ends by itself only if it fails.
         served = &mut served => served,
