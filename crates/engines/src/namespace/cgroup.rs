@@ -22,13 +22,13 @@ use sandhaus_sandbox::{
     types::{Resources, Stats},
 };
 
-use super::cgroup_probe::{self, Unified};
+use super::cgroup_probe::{self, SERVER_LEAF, Unified};
 
 /// The directory of all instances in each hierarchy.
 const TOP: &str = "sandhaus";
 
-/// The leaf that the server retires to where its own cgroup was delegated to it.
-const SERVER_LEAF: &str = "server";
+/// File in the instance's data directory with the cgroup beneath which its machines are.
+const RECORD: &str = "cgroup";
 
 /// Period of the processor limit in microseconds, the kernel's own default.
 const PERIOD_USEC: u64 = 100_000;
@@ -88,9 +88,14 @@ pub(super) struct Entrance {
 }
 
 impl Cgroups {
-    /// Finds the host's hierarchies and makes the instance's directory in each.
-    pub(super) fn open(instance: &str) -> EngineResult<Self> {
-        let found = cgroup_probe::find()?;
+    /// Finds the host's hierarchies and makes the instance's directory in each. Machines that an earlier server made
+    /// beneath another cgroup stay there, and new ones go beside them.
+    pub(super) fn open(instance: &str, wanted: Option<&Path>, data_dir: &Path) -> EngineResult<Self> {
+        let mut found = cgroup_probe::find(wanted)?;
+        if let Some(unified) = &mut found.unified {
+            keep_to_record(unified, instance, &data_dir.join(RECORD))
+                .map_err(|error| EngineError::host("find earlier cgroups", error))?;
+        }
         let mut legacy: Vec<(PathBuf, Hierarchy)> = Vec::new();
         let mut home = |controller: &str| -> EngineResult<Home> {
             if found.unified.as_ref().is_some_and(|unified| unified.controllers.contains(&controller)) {
@@ -499,10 +504,42 @@ fn enter(base: &Path, instance: &str, controllers: &[&str]) -> io::Result<Hierar
     Ok(Hierarchy { directory, path })
 }
 
-/// The same in the unified hierarchy. A delegated cgroup must be free of processes before it can hand controllers
-/// down, so this server goes to a leaf of it first.
+/// Goes on beneath the cgroup where an earlier server has left machines, and writes down where this one makes its own.
+fn keep_to_record(unified: &mut Unified, instance: &str, record: &Path) -> io::Result<()> {
+    let recorded = match fs_err::read_to_string(record) {
+        Ok(text) => Some(PathBuf::from(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    if recorded.as_ref() == Some(&unified.base) {
+        return Ok(());
+    }
+    if let Some(earlier) = recorded.filter(|earlier| has_children(&earlier.join(TOP).join(instance))) {
+        let (earlier_name, base) = (earlier.display(), unified.base.display());
+        tracing::info!(
+            "sandboxes of an earlier server are beneath {earlier_name}: staying there, not {base}"
+        );
+        unified.base = earlier;
+        unified.inhabited = false;
+        return Ok(());
+    }
+    let text = unified.base.to_str().ok_or(io::ErrorKind::InvalidData)?;
+    // Whole or not at all: half a path would hide the machines from the next server.
+    let fresh = record.with_extension("new");
+    fs_err::write(&fresh, text)?;
+    fs_err::rename(&fresh, record)
+}
+
+fn has_children(cgroup: &Path) -> bool {
+    fs_err::read_dir(cgroup).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())))
+    })
+}
+
+/// The same in the unified hierarchy. A cgroup must be free of processes before it can hand controllers down, so a
+/// server that lives in the one that was given to it goes to a leaf of it first.
 fn enter_unified(unified: &Unified, instance: &str) -> io::Result<Hierarchy> {
-    if unified.delegated && !unified.controllers.is_empty() {
+    if unified.inhabited && !unified.controllers.is_empty() {
         let leaf = unified.base.join(SERVER_LEAF);
         match rustix::fs::mkdir(&leaf, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -578,6 +615,30 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_of_an_earlier_server_stay_where_they_are() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (old, new) = (directory.path().join("old"), directory.path().join("new"));
+        let record = directory.path().join(RECORD);
+        let keep = |base: &Path| {
+            let mut unified =
+                Unified { base: base.to_owned(), controllers: vec!["cpu"], delegated: true, inhabited: true };
+            keep_to_record(&mut unified, "one", &record).expect("a writable record");
+            unified.base
+        };
+        assert_eq!(keep(&old), old);
+        // Nothing is there, so a change of place counts at once.
+        assert_eq!(keep(&new), new);
+        assert_eq!(keep(&old), old);
+        let machine = old.join(TOP).join("one").join("machine.1");
+        fs_err::create_dir_all(&machine).expect("writable");
+        assert_eq!(keep(&new), old);
+        // Still not forgotten.
+        assert_eq!(keep(&new), old);
+        fs_err::remove_dir(&machine).expect("removable");
+        assert_eq!(keep(&new), new);
+    }
 
     #[test]
     fn fields_are_found_whole() {

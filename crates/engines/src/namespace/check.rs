@@ -70,9 +70,10 @@ impl HostCheck {
 }
 
 /// Looks at the host by trying, not by guessing from versions: kernel, cgroups, overlay tier, user namespaces, seccomp,
-/// disk limit. Needs no instance; makes and removes its own probes under `scratch`.
-pub fn check_host(scratch: &Path) -> Vec<HostCheck> {
-    let mut checks = vec![check_kernel(), check_root(), check_cgroups()];
+/// disk limit. Needs no instance; makes and removes its own probes under `scratch`. `cgroup` is the one of version 2 that
+/// sandboxes are configured to go beneath.
+pub fn check_host(scratch: &Path, cgroup: Option<&Path>) -> Vec<HostCheck> {
+    let mut checks = vec![check_kernel(), check_root(), check_cgroups(cgroup)];
     let mut random = [0; 8];
     // Without randomness the name is still one that only this probe uses.
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
@@ -130,9 +131,9 @@ fn check_root() -> HostCheck {
     }
 }
 
-fn check_cgroups() -> HostCheck {
+fn check_cgroups(cgroup: Option<&Path>) -> HostCheck {
     let remedy = "boot with systemd.unified_cgroup_hierarchy=1, or run the service with Delegate=yes";
-    let found = match cgroup_probe::find() {
+    let found = match cgroup_probe::find(cgroup) {
         Ok(found) => found,
         Err(error) => return HostCheck::fail("cgroups", error.to_string(), remedy),
     };
@@ -299,7 +300,7 @@ mod tests {
     #[test]
     fn every_check_has_a_remedy_unless_all_is_well_and_nothing_stays() {
         let scratch = tempfile::tempdir().expect("a directory");
-        let checks = check_host(scratch.path());
+        let checks = check_host(scratch.path(), None);
         for check in &checks {
             assert_eq!(check.remedy.is_none(), check.level == CheckLevel::Ok, "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");

@@ -245,7 +245,7 @@ impl Inner {
         disk::make_private(&stage).map_err(|error| EngineError::host("make launcher's directory", error))?;
         launcher_client::await_orphan(&stage)?;
         let agent = admission::install_agent(&config)?;
-        let cgroups = Arc::new(Cgroups::open(&config.instance)?);
+        let cgroups = Arc::new(Cgroups::open(&config.instance, config.cgroup.as_deref(), &config.data_dir)?);
         let machines = Arc::new(Machines::open(&config.data_dir, &cgroups)?);
         let disks = Disks::open(&config.data_dir)?;
         let capabilities = Capabilities {

@@ -67,6 +67,8 @@ pub struct NamespaceConfig {
     pub agent_dir: PathBuf,
     /// Networks of machines.
     pub network: crate::net::NetworkConfig,
+    /// The cgroup of version 2 that machines go beneath; none: the one delegated to this service, else the top.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Names of all points at which [`sandhaus_sandbox::fault::hit`] is called by this engine and its launcher.

@@ -50,6 +50,7 @@ async fn run(drive: Drive) -> ExitCode {
         agent_dir: drive.data_dir.join("agent"),
         data_dir: drive.data_dir.clone(),
         network: sandhaus_engines::net::NetworkConfig::default(),
+        cgroup: None,
     };
     let engine = NamespaceEngine::open(config).await.expect("the engine opens");
     println!("open");

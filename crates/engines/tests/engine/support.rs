@@ -184,6 +184,7 @@ pub(crate) fn config(directory: &Path, instance: &str) -> NamespaceConfig {
         agent_digest: "tested",
         agent_dir: directory.join("agent"),
         network: sandhaus_engines::net::NetworkConfig::default(),
+        cgroup: None,
     }
 }
 
