@@ -127,7 +127,7 @@ async fn open_namespace(instance: &Instance, config: &Config) -> Result<Arc<Name
         agent_digest: agent::DIGEST,
         agent_dir: config.data_dir.join(AGENT_DIR),
         network: config.net.clone(),
-        cgroup: None,
+        cgroup: config.cgroup.clone(),
     })
     .await
     .context("start the namespace engine")?;

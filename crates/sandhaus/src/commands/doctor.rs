@@ -66,7 +66,9 @@ pub(crate) async fn doctor(arguments: &DoctorArguments, config: &Config) -> Resu
     let data_dir = check_data_dir(&config.data_dir);
     let mut checks = Vec::new();
     match Scratch::new(&config.data_dir) {
-        Ok(scratch) => checks.extend(check_host(scratch.path(), None).into_iter().map(Check::from)),
+        Ok(scratch) => {
+            checks.extend(check_host(scratch.path(), config.cgroup.as_deref()).into_iter().map(Check::from))
+        }
         Err(error) => checks.push(Check::fail(
             "sandboxes",
             format!("no place to try in: {error}"),
