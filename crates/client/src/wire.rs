@@ -343,6 +343,14 @@ pub struct Stats {
     pub oom_kills: u64,
 }
 
+/// `GET /v1/stats`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct AllStats {
+    /// Use of resources by session id; only of those whose machine is there.
+    pub sessions: BTreeMap<String, Stats>,
+}
+
 /// `POST /v1/sessions/{id}/fs/write`: exactly one of the two contents.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(ToSchema))]
@@ -464,6 +472,33 @@ pub struct WorkspaceList {
 pub struct WorkspaceInfo {
     /// Its id.
     pub id: String,
+}
+
+/// `POST /dashboard/login`.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct PageLogin {
+    /// The server's key.
+    pub api_key: String,
+}
+
+impl std::fmt::Debug for PageLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PageLogin { … }")
+    }
+}
+
+/// `GET /dashboard/session`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct PageSession {
+    /// The caller may use the API: it is logged in, or needs no key.
+    pub authenticated: bool,
+    /// The server has a key; without one there is nothing to log in to.
+    pub needs_key: bool,
+    /// The server's version, for those who may use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 /// `GET /healthz`.

@@ -11,7 +11,7 @@ use axum::{
     response::IntoResponse,
 };
 use sandhaus_client::wire::Health;
-use sandhaus_sandbox::{Service, service::ListFilter};
+use sandhaus_sandbox::{Kind, Service, service::ListFilter};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::openapi::{
     ContactBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder,
@@ -25,6 +25,7 @@ use crate::{
     GatewayConfig, V1Config,
     auth::Guard,
     body::Unread,
+    dashboard::{self, Page},
     error::{ApiError, ApiResult, Failed, Subject},
     metrics::Metrics,
     v1,
@@ -45,19 +46,29 @@ pub(crate) struct Edge {
     pub(crate) ending: CancellationToken,
     /// Connections that were handed over to another protocol.
     pub(crate) upgraded: TaskTracker,
-    guard: Guard,
+    pub(crate) guard: Guard,
+    page: Option<Page>,
 }
 
 impl Edge {
     pub(crate) fn new(service: Service, config: GatewayConfig) -> Self {
+        let page = config.dashboard.map(Page::new);
+        let logins = page.as_ref().map(|page| Arc::clone(&page.logins));
         Self {
             service,
-            guard: Guard::new(config.api_key.as_deref()),
+            guard: Guard::new(config.api_key.as_deref(), logins),
+            page,
             v1: config.v1,
             metrics: Metrics::new(),
             ending: CancellationToken::new(),
             upgraded: TaskTracker::new(),
         }
+    }
+
+    /// What the web page's handlers share. Without a page there are no routes to them.
+    pub(crate) fn page(&self) -> ApiResult<&Page> {
+        let missing = || ApiError::new(Kind::NotFound, Subject::Request, "this server has no web page");
+        self.page.as_ref().ok_or_else(missing)
     }
 }
 
@@ -90,7 +101,8 @@ impl RequestId {
 
 /// The whole edge as a service.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
-    let (router, _) = documented().split_for_parts();
+    let served = if edge.page.is_some() { documented().merge(dashboard::routes()) } else { documented() };
+    let (router, _) = served.split_for_parts();
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
@@ -100,7 +112,7 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
 
 /// The OpenAPI document as JSON text.
 pub(crate) fn document() -> String {
-    let mut document = documented().into_openapi();
+    let mut document = documented().merge(dashboard::routes()).into_openapi();
     let paths = std::mem::take(&mut document.paths.paths);
     document.paths.paths =
         paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), named(item))).collect();
@@ -177,7 +189,7 @@ async fn pass(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -
     let route = matched.as_ref().map(MatchedPath::as_str);
     let method = request.method().clone();
     let unread = Unread::watch(request.body_mut());
-    let mut response = match edge.guard.admit(route, request.uri(), request.headers()) {
+    let mut response = match edge.guard.admit(route, &method, request.uri(), request.headers()) {
         Ok(()) => {
             request.extensions_mut().insert(id.clone());
             next.run(request).await
@@ -200,6 +212,9 @@ async fn pass(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -
         "request answered"
     );
     response.headers_mut().insert(REQUEST_ID, id.0);
+    for (name, value) in dashboard::FENCE {
+        response.headers_mut().entry(name).or_insert(value);
+    }
     // The rest of a body that nobody wants cannot be told from a next request, so the connection ends with this
     // answer; a client that is not told would send its next request into it.
     let refused = response.status().is_client_error() || response.status().is_server_error();

@@ -10,7 +10,7 @@ use sandhaus_sandbox::{Error, Kind};
 use serde_json::Value;
 
 /// Seconds after which a refusal for lack of room is worth another try.
-const RETRY_AFTER_SECONDS: u32 = 1;
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// Result of a handler.
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
@@ -90,13 +90,21 @@ struct Fields {
     code: &'static str,
     message: String,
     details: Option<Value>,
+    retry_after_seconds: u64,
     cause: Option<Error>,
 }
 
 impl ApiError {
     pub(crate) fn new(kind: Kind, subject: Subject, message: impl Into<String>) -> Self {
         let (status, code) = status_and_code(kind, subject);
-        Self(Box::new(Fields { status, code, message: message.into(), details: None, cause: None }))
+        Self(Box::new(Fields {
+            status,
+            code,
+            message: message.into(),
+            details: None,
+            retry_after_seconds: RETRY_AFTER_SECONDS,
+            cause: None,
+        }))
     }
 
     /// The request is wrong.
@@ -120,6 +128,12 @@ impl ApiError {
 
     pub(crate) fn with_details(mut self, details: Value) -> Self {
         self.0.details = Some(details);
+        self
+    }
+
+    /// When a refusal for lack of room is worth another try.
+    pub(crate) fn with_retry_after(mut self, seconds: u64) -> Self {
+        self.0.retry_after_seconds = seconds;
         self
     }
 
@@ -169,7 +183,7 @@ impl ApiError {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if matches!(self.0.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.0.retry_after_seconds));
         }
         response
     }

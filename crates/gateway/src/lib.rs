@@ -2,7 +2,8 @@
 //! in it needs root. Each dialect is a folder; no dialect names another.
 //!
 //! Reading order: `server` (connections and their limits), `edge` (what every request passes: request id, key, log,
-//! metrics), `auth`, `error` (the one table from kinds to status codes), `metrics`, then the dialect: `v1`.
+//! metrics), `auth`, `error` (the one table from kinds to status codes), `metrics`, then the dialect: `v1`, and
+//! `dashboard`, the web page.
 
 use std::sync::Arc;
 
@@ -11,11 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 mod auth;
 mod body;
+mod dashboard;
 mod edge;
 mod error;
 mod metrics;
 mod server;
 mod v1;
+
+pub use dashboard::{Asset, CookieTransport, Dashboard};
 
 use edge::Edge;
 
@@ -24,6 +28,8 @@ use edge::Edge;
 pub struct GatewayConfig {
     /// The key that callers must show; none only on loopback.
     pub api_key: Option<String>,
+    /// The web page; none: it is not served.
+    pub dashboard: Option<Dashboard>,
     /// What `/v1` gives to requests that do not say.
     pub v1: V1Config,
 }

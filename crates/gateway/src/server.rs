@@ -1,14 +1,21 @@
 //! Connections: how many, how large their heads, how long they may idle, and how they end.
 
 use std::{
+    convert::Infallible,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use hyper::server::conn::http1;
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -67,7 +74,7 @@ pub(crate) async fn run(
             () = shutdown.cancelled() => break,
             accepted = accept(&listener, &permits) => accepted,
         };
-        let (stream, permit) = match accepted {
+        let (stream, peer, permit) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = %error, "cannot accept connections");
@@ -77,7 +84,11 @@ pub(crate) async fn run(
                 }
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let routed = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            routed.call(request)
+        });
         let io = TokioIo::new(Lingering::new(stream));
         let connection = http.serve_connection(io, service).with_upgrades();
         connections.spawn(drive(connection, edge.ending.clone(), cut.clone(), permit));
@@ -100,15 +111,19 @@ pub(crate) async fn run(
     Ok(())
 }
 
-type HttpConnection = http1::UpgradeableConnection<TokioIo<Lingering>, TowerToHyperService<axum::Router>>;
+/// Who is at the other end of a request's connection: a proxy, where there is one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// Serves one connection. What fails on it is the peer's: it hung up, spoke nonsense, or was too slow.
-async fn drive(
-    connection: HttpConnection,
+async fn drive<S>(
+    connection: http1::UpgradeableConnection<TokioIo<Lingering>, S>,
     ending: CancellationToken,
     cut: CancellationToken,
     _permit: Permit,
-) {
+) where
+    S: Service<Request<Incoming>, Response = Response<axum::body::Body>, Error = Infallible>,
+{
     let mut connection = std::pin::pin!(connection);
     // Cancel-safe: the connection is only borrowed, and goes on below.
     let ended = tokio::select! {
@@ -128,11 +143,11 @@ async fn drive(
 
 type Permit = tokio::sync::OwnedSemaphorePermit;
 
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, Permit)> {
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, Peer, Permit)> {
     let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
-    let (stream, _) = listener.accept().await?;
+    let (stream, address) = listener.accept().await?;
     stream.set_nodelay(true)?;
-    Ok((stream, permit))
+    Ok((stream, Peer(address.ip()), permit))
 }
 
 async fn keep_metrics(edge: Arc<Edge>) {

@@ -1,6 +1,6 @@
 //! The native dialect `/v1`, compatible with the published Sandkasten clients.
 //!
-//! Reading order: `json` (how requests are read), `wire` (domain to wire), `sessions`, `exec` and `stream` (commands),
+//! Reading order: `json` (how requests are read), `wire` (domain to wire), `sessions`, `stats`, `exec` and `stream` (commands),
 //! `clean` (what becomes of their output), `files`, `upload`, `images`, `toolbox` (the way to the agent inside).
 
 use std::sync::Arc;
@@ -26,6 +26,7 @@ mod images;
 mod inside;
 mod json;
 mod sessions;
+mod stats;
 mod stream;
 mod toolbox;
 mod upload;
@@ -36,7 +37,8 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
     OpenApiRouter::new()
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::delete))
-        .routes(routes!(sessions::stats))
+        .routes(routes!(stats::stats))
+        .routes(routes!(stats::all))
         .routes(routes!(sessions::pause))
         .routes(routes!(sessions::resume))
         .routes(routes!(sessions::stop))

@@ -12,7 +12,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use sandhaus_client::wire::{
-    CreateSession, ErrorBody, Network, Okay, SessionInfo, Stats, TTL_SECONDS_MAX, WorkspaceList,
+    CreateSession, ErrorBody, Network, Okay, SessionInfo, TTL_SECONDS_MAX, WorkspaceList,
 };
 use sandhaus_sandbox::{
     ALLOWED_NETWORKS_MAX, EndReason, EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase,
@@ -331,30 +331,6 @@ pub(super) async fn delete(
         Ok(()) => Ok(json(StatusCode::OK, &Okay { ok: true })),
         Err(error) => Err(session_error(&edge, &id, error).await),
     }
-}
-
-/// Use of resources.
-#[utoipa::path(get, path = "/v1/sessions/{id}/stats", tag = "sessions", params(("id" = String, Path)), responses(
-    (status = 200, body = Stats),
-    (status = 404, body = ErrorBody, description = "SESSION_NOT_FOUND"),
-    (status = 409, body = ErrorBody, description = "SESSION_NOT_RUNNING"),
-))]
-pub(super) async fn stats(
-    State(edge): State<Arc<Edge>>,
-    SessionPath(id): SessionPath,
-) -> ApiResult<Response<Body>> {
-    let stats = match edge.service.stats(&id).await {
-        Ok(stats) => stats,
-        Err(error) => return Err(session_error(&edge, &id, error).await),
-    };
-    let stats = Stats {
-        memory_bytes: stats.memory_bytes,
-        memory_limit: stats.memory_limit_bytes.filter(|limit| *limit > 0),
-        cpu_usage_usec: stats.cpu_usage_usec,
-        pids: stats.pids,
-        oom_kills: stats.oom_kills,
-    };
-    Ok(json(StatusCode::OK, &stats))
 }
 
 /// Freezes a session in memory.

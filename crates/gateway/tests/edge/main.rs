@@ -7,6 +7,7 @@ mod agent;
 mod commands;
 mod document;
 mod errors;
+mod page;
 mod proxy;
 mod server;
 mod streams;

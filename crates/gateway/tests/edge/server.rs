@@ -54,6 +54,11 @@ impl Edge {
     }
 
     pub(crate) async fn start_with(config: ServiceConfig, v1: V1Config) -> Self {
+        Self::start_gateway(config, GatewayConfig { api_key: Some(KEY.to_owned()), dashboard: None, v1 })
+            .await
+    }
+
+    pub(crate) async fn start_gateway(config: ServiceConfig, gateway: GatewayConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let script = Script::new();
         let engine = FakeEngine::default().with_agent(script.agent());
@@ -62,7 +67,6 @@ impl Edge {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let ending = CancellationToken::new();
-        let gateway = GatewayConfig { api_key: Some(KEY.to_owned()), v1 };
         let served = tokio::spawn(serve(listener, service, gateway, ending.clone()));
         let client = Client::new(&format!("http://{address}"), Some(KEY)).unwrap();
         Self { engine, script, client, address, ending, served, _dir: dir }
@@ -117,7 +121,7 @@ async fn without_a_key_only_loopback_is_served() {
     let service: Service =
         open(Instance::acquire(dir.path()).unwrap(), config(), FakeEngine::default()).await.unwrap();
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let gateway = GatewayConfig { api_key: None, v1: V1Config::default() };
+    let gateway = GatewayConfig { api_key: None, dashboard: None, v1: V1Config::default() };
     let error = serve(listener, service, gateway, CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
 }

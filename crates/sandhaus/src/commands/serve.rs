@@ -70,6 +70,7 @@ async fn listen(config: &Config) -> Result<TcpListener> {
 fn gateway_config(config: &Config) -> GatewayConfig {
     GatewayConfig {
         api_key: config.api_key.as_ref().map(|key| key.reveal().to_owned()),
+        dashboard: None,
         v1: V1Config {
             security: config.security,
             readonly_root: config.readonly_root,
