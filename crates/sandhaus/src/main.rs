@@ -25,6 +25,7 @@ mod private;
 mod process;
 mod progress;
 mod server;
+mod supervisor;
 mod terminal;
 mod toolbox;
 mod tree;

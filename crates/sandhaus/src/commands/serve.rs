@@ -4,8 +4,9 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 use owo_colors::{OwoColorize, Stream};
+use sandhaus_client::Client;
 use sandhaus_gateway::{GatewayConfig, V1Config};
-use sandhaus_sandbox::Instance;
+use sandhaus_sandbox::{Instance, Service, service::ListFilter};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,7 @@ use crate::{
     domain::{self, Lifetime},
     interrupt::Signals,
     server::reachable_url,
+    supervisor::Supervisor,
 };
 
 /// Serves until a signal asks to end. Sandboxes go on.
@@ -37,11 +39,16 @@ pub(crate) async fn serve(config: &Config, file: Option<&Path>) -> Result<ExitCo
     let gateway = gateway_config(config);
     let mut served = tokio::spawn(sandhaus_gateway::serve(listener, service.clone(), gateway, stop.clone()));
     banner(&url, config, file);
+    let supervisor = Supervisor::of_environment();
+    supervisor.ready();
+    let client = Client::new(&url, None).context("reach this server")?;
     let served = tokio::select! {
         // It ends by itself only if it fails.
         served = &mut served => served,
+        () = supervisor.keep_alive(async || answers(&client, &service).await) => unreachable!("it never ends"),
         signal = signals.end() => {
             tracing::info!(signal, "stopping; sandboxes go on");
+            supervisor.stopping();
             stop.cancel();
             served.await
         }
@@ -50,6 +57,13 @@ pub(crate) async fn serve(config: &Config, file: Option<&Path>) -> Result<ExitCo
     service.shutdown().await;
     served.context("serve")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether this server does its work: connections are taken and answered, and the sandboxes can be asked for.
+async fn answers(client: &Client, service: &Service) -> Result<()> {
+    client.healthz().await.context("ask over HTTP")?;
+    service.list(ListFilter::default()).await.context("list sandboxes")?;
+    Ok(())
 }
 
 async fn listen(config: &Config) -> Result<TcpListener> {
@@ -70,7 +84,6 @@ async fn listen(config: &Config) -> Result<TcpListener> {
 fn gateway_config(config: &Config) -> GatewayConfig {
     GatewayConfig {
         api_key: config.api_key.as_ref().map(|key| key.reveal().to_owned()),
-        dashboard: None,
         v1: V1Config {
             security: config.security,
             readonly_root: config.readonly_root,
