@@ -1,6 +1,9 @@
 //! The agent's state: who it serves, as whom, and everything it has started.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use axum::{Json, extract::State};
 use sandhaus_protocol::{
@@ -12,6 +15,7 @@ use sandhaus_protocol::{
 
 use crate::{
     error::{Error, Result},
+    execute::check_variable,
     process::Processes,
     pty::Terminals,
     session::Sessions,
@@ -23,8 +27,15 @@ use crate::{
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What this agent can do.
-const FEATURES: [Feature; 6] =
-    [Feature::Shell, Feature::Process, Feature::Execute, Feature::Session, Feature::Pty, Feature::Files];
+const FEATURES: [Feature; 7] = [
+    Feature::Shell,
+    Feature::Process,
+    Feature::Execute,
+    Feature::Session,
+    Feature::Pty,
+    Feature::Files,
+    Feature::Env,
+];
 
 /// How the agent was started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,10 +51,17 @@ pub(crate) enum Standing {
     ByHand,
 }
 
+/// What new processes find in their environment.
+struct Environment {
+    variables: BTreeMap<String, String>,
+    /// A greeting has brought some of them.
+    greeted_with: bool,
+}
+
 /// The agent.
 pub(crate) struct Agent {
     standing: Standing,
-    env: BTreeMap<String, String>,
+    environment: Mutex<Environment>,
     /// Where shells and processes start, and relative paths too.
     pub(crate) workdir: String,
     /// As whom they run.
@@ -98,7 +116,7 @@ impl Agent {
         }
         Arc::new(Self {
             standing,
-            env,
+            environment: Mutex::new(Environment { variables: env, greeted_with: false }),
             workdir,
             workload,
             shell,
@@ -112,7 +130,38 @@ impl Agent {
 
     /// Environment of a new process.
     pub(crate) fn environment(&self) -> BTreeMap<String, String> {
-        self.env.clone()
+        self.variables().variables.clone()
+    }
+
+    fn variables(&self) -> MutexGuard<'_, Environment> {
+        // Whole between any two statements.
+        self.environment.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the variables of a greeting. A default shell that waits already was started without them, and nothing has
+    /// run in it yet: another takes its place.
+    fn adopt_variables(&self, given: BTreeMap<String, String>) -> Result<()> {
+        if given.is_empty() {
+            return Ok(());
+        }
+        for (name, value) in &given {
+            check_variable(name)?;
+            if value.contains('\0') {
+                return Err(Error::invalid(format_args!("environment variable {name} holds a NUL byte")));
+            }
+        }
+        let mut environment = self.variables();
+        if environment.greeted_with {
+            let known = |(name, value)| environment.variables.get(name) == Some(value);
+            return match given.iter().all(known) {
+                true => Ok(()),
+                false => Err(Error::conflict("this sandbox has its variables already")),
+            };
+        }
+        environment.greeted_with = true;
+        environment.variables.extend(given);
+        drop(environment);
+        self.shells.renew_default()
     }
 
     /// Whom a new process must become; `None` by hand.
@@ -159,6 +208,9 @@ pub(crate) async fn hello(
             "this is sandbox {sandbox_id} in generation {generation}, not {} in {}",
             request.sandbox_id, request.generation
         )));
+    }
+    if agent.standing != Standing::ByHand {
+        agent.adopt_variables(request.env)?;
     }
     Ok(Json(HelloReply {
         protocol: request.protocol.min(PROTOCOL_VERSION),

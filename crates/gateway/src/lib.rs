@@ -99,6 +99,11 @@ pub async fn serve(
     server::run(listener, edge, shutdown).await
 }
 
+/// What a `/v1` request that says nothing asks of the domain: what is kept ready for such requests must be the same.
+pub fn plain_request(config: &V1Config) -> sandhaus_sandbox::service::CreateSandbox {
+    v1::plain_request(config)
+}
+
 /// The OpenAPI document of everything this edge serves, as JSON.
 pub fn openapi() -> String {
     edge::document()

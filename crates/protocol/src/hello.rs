@@ -1,5 +1,7 @@
 //! The greeting: `POST /sandhaus/hello`, sent by the host after every start, adoption and restore.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Path of the greeting.
@@ -15,6 +17,10 @@ pub struct HelloRequest {
     pub sandbox_id: String,
     /// The generation the host believes is running. The agent refuses another (409).
     pub generation: u64,
+    /// Variables that were not known when the machine started, over those of its boot document. Accepted once by an agent
+    /// that announces [`Feature::Env`], and again with the same content; other variables are refused then (409).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
 }
 
 /// What the agent answers.
@@ -52,6 +58,8 @@ pub enum Feature {
     Pty,
     /// Files (`/files`).
     Files,
+    /// Variables in the greeting.
+    Env,
     /// Anything a newer agent announces that this build does not know.
     #[serde(other)]
     Unknown,

@@ -5,6 +5,7 @@
 //! what is done lies in `actor/steps.rs`. A step is never dropped half-way: callers that go away drop only their wait,
 //! and a shutdown lets the present step end.
 
+mod claim;
 mod steps;
 
 use std::{sync::Arc, time::Duration};
@@ -51,6 +52,17 @@ pub(crate) struct Actor {
     /// The memory limit ended the machine of this generation.
     out_of_memory: Option<Generation>,
     end_reason: Option<EndReason>,
+    /// Somebody who wants it out of the pool.
+    claim: Option<Claim>,
+    /// It was given away and its owner has not been told yet.
+    newly_claimed: bool,
+}
+
+/// Somebody who wants a sandbox out of the pool.
+struct Claim {
+    /// The row that admission made of the request.
+    asked: Box<Sandbox>,
+    reply: oneshot::Sender<Result<SandboxView>>,
 }
 
 /// Someone who waits for a goal.
@@ -91,6 +103,8 @@ impl Actor {
             trouble: None,
             out_of_memory: None,
             end_reason: None,
+            claim: None,
+            newly_claimed: false,
         }
     }
 
@@ -104,6 +118,10 @@ impl Actor {
     pub(crate) async fn run(mut self) {
         while !self.shared.token.is_cancelled() {
             self.take_news();
+            if let Some(claim) = self.claim.take() {
+                self.give_away(claim).await;
+            }
+            self.end_if_useless();
             match plan::plan(&self.wanted(), &self.seen) {
                 Some(step) if self.is_due() => self.advance(step).await,
                 next => {
@@ -122,8 +140,10 @@ impl Actor {
             // Whoever asked too late hears that it is gone, not that the server is.
             self.inbox.close();
             while let Ok(message) = self.inbox.try_recv() {
-                if let Message::SetGoal { goal, reply } = message {
-                    answer(reply, self.outcome(goal));
+                match message {
+                    Message::SetGoal { goal, reply } => answer(reply, self.outcome(goal)),
+                    Message::Claim { reply, .. } => answer(reply, Err(gone(&self.handle.id))),
+                    Message::Expire | Message::Touched | Message::Discard => {}
                 }
             }
         }
@@ -170,6 +190,15 @@ impl Actor {
                 }
             }
             Message::Touched => self.write_deadline(),
+            Message::Claim { reply, .. } if self.claim.is_some() => {
+                answer(reply, Err(claim::taken(&self.handle.id)));
+            }
+            Message::Claim { asked, reply } => self.claim = Some(Claim { asked, reply }),
+            Message::Discard => {
+                if self.sandbox.tenancy == Tenancy::Idle {
+                    self.wish(Goal::Absent);
+                }
+            }
         }
     }
 
@@ -273,6 +302,12 @@ impl Actor {
     /// The goal is reached: tells those who wait.
     fn settle(&mut self) {
         self.failures = 0;
+        self.newly_claimed = false;
+        if self.sandbox.tenancy == Tenancy::Idle && self.sandbox.goal == Goal::Running {
+            // Published first: whoever finds it in the pool looks at what is published.
+            self.publish();
+            self.shared.pool.ready(&self.handle.id);
+        }
         for waiter in std::mem::take(&mut self.waiters) {
             let outcome = self.outcome(waiter.goal);
             answer(waiter.reply, outcome);

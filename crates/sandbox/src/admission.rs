@@ -62,6 +62,7 @@ pub(crate) async fn admit(shared: &Shared, request: CreateSandbox) -> Result<San
         labels: request.labels,
         failure: None,
         created_at_ms: shared.clock.now_ms(),
+        tenancy: Tenancy::Own,
     })
 }
 

@@ -41,6 +41,15 @@ pub(crate) enum Message {
     Expire,
     /// The deadline moved and is to be written down.
     Touched,
+    /// If it is nobody's, it becomes the owner's that `asked` names.
+    Claim {
+        /// The row as admission made it of the request.
+        asked: Box<Sandbox>,
+        /// Told once the owner can use it, or cannot.
+        reply: oneshot::Sender<Result<SandboxView>>,
+    },
+    /// If it is nobody's, nothing of it is to be left.
+    Discard,
 }
 
 /// What an actor last made known.
@@ -114,6 +123,16 @@ impl Handle {
         self.published.borrow().phase
     }
 
+    /// Nobody's, and waiting for an owner.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.published.borrow().sandbox.tenancy == Tenancy::Idle
+    }
+
+    /// It runs, as far as anybody has heard.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.phase() == Phase::Running && !self.exits.pending()
+    }
+
     /// Requests or streams are under way; idle connections do not count.
     pub(crate) fn in_use(&self) -> bool {
         self.gate.leases() > self.toolbox.idle()
@@ -173,10 +192,10 @@ pub(crate) fn not_running(id: &SandboxId) -> Error {
     Error::new(Kind::Conflict, format!("sandbox {id} is not running"))
 }
 
-/// The deadline of one sandbox. It only ever moves away.
+/// The deadline of one sandbox. It only ever moves away, but for the one time that an idle sandbox gets its owner's.
 #[derive(Debug)]
 pub(crate) struct Deadline {
-    ttl_ms: i64,
+    ttl_ms: AtomicI64,
     expires_at_ms: AtomicI64,
     /// What the row says, or is about to.
     written_ms: AtomicI64,
@@ -184,12 +203,21 @@ pub(crate) struct Deadline {
 
 impl Deadline {
     fn new(deadlines: Deadlines) -> Self {
+        let deadline = Self {
+            ttl_ms: AtomicI64::new(0),
+            expires_at_ms: AtomicI64::new(NEVER),
+            written_ms: AtomicI64::new(NEVER),
+        };
+        deadline.begin(deadlines);
+        deadline
+    }
+
+    /// Takes over what the row says, which nobody else knows of yet.
+    pub(crate) fn begin(&self, deadlines: Deadlines) {
         let at = deadlines.expires_at_ms.unwrap_or(NEVER);
-        Self {
-            ttl_ms: i64::try_from(deadlines.ttl_ms).unwrap_or(NEVER),
-            expires_at_ms: AtomicI64::new(at),
-            written_ms: AtomicI64::new(at),
-        }
+        self.ttl_ms.store(i64::try_from(deadlines.ttl_ms).unwrap_or(NEVER), Ordering::Release);
+        self.expires_at_ms.store(at, Ordering::Release);
+        self.written_ms.store(at, Ordering::Release);
     }
 
     pub(crate) fn expires_at_ms(&self) -> Option<i64> {
@@ -198,7 +226,7 @@ impl Deadline {
 
     /// Moves to at least now + the time to live; true if the row has to follow.
     fn extend(&self, now_ms: i64) -> bool {
-        let at = now_ms.saturating_add(self.ttl_ms);
+        let at = now_ms.saturating_add(self.ttl_ms.load(Ordering::Acquire));
         self.expires_at_ms.fetch_max(at, Ordering::AcqRel);
         // Only the one that moves this past `at` has it written.
         let due = at.saturating_add(DEADLINE_GRAIN_MS);
@@ -241,6 +269,11 @@ impl Exits {
 
     pub(crate) fn take(&self) -> Option<News> {
         self.last().take()
+    }
+
+    /// Something was told that the actor has not taken yet.
+    fn pending(&self) -> bool {
+        self.last().is_some()
     }
 
     fn last(&self) -> std::sync::MutexGuard<'_, Option<News>> {

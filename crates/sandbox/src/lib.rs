@@ -14,6 +14,7 @@ pub mod fault;
 pub mod instance;
 pub mod job;
 pub mod plan;
+pub mod pool;
 pub mod removal;
 pub mod service;
 pub mod store;

@@ -24,6 +24,7 @@ use crate::{
     instance::{Instance, Span},
     job::{JobHandle, JobKind},
     plan::{Host, Seen},
+    pool::{self, Acquired, Acquisition, Claimed, Pool, PoolStatus},
     store::Store,
     toolbox::{Lease, Toolbox},
     types::*,
@@ -54,6 +55,9 @@ pub struct ServiceConfig {
     pub history_keep: Duration,
     /// Sandboxes kept ready.
     pub pool: PoolConfig,
+    /// A request that says nothing, as the edge that most requests come through passes it on: what is kept ready is what
+    /// it would get.
+    pub plain_request: CreateSandbox,
     /// Workspaces.
     pub workspaces: WorkspaceConfig,
 }
@@ -72,6 +76,8 @@ pub struct PoolConfig {
 pub struct WorkspaceConfig {
     /// Whether there are any.
     pub enabled: bool,
+    /// Where they lie. A server and every process beside it on one data directory share them.
+    pub directory: PathBuf,
     /// A sandbox whose request names none gets one of its own that outlives it, named after its id.
     pub persist_by_default: bool,
     /// Bytes that each may hold; zero: no limit.
@@ -167,6 +173,7 @@ pub(crate) struct Shared {
     pub(crate) images: Images,
     pub(crate) store: Store,
     pub(crate) clock: Clock,
+    pub(crate) pool: Pool,
     /// Told when a sandbox with a deadline came.
     pub(crate) deadline_added: Notify,
     pub(crate) token: CancellationToken,
@@ -183,11 +190,20 @@ impl Shared {
 
     pub(crate) fn remove(&self, id: &SandboxId) {
         self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.pool.left(id);
     }
 
-    fn sandboxes(&self) -> std::sync::RwLockReadGuard<'_, HashMap<SandboxId, Arc<Handle>>> {
+    pub(crate) fn sandboxes(&self) -> std::sync::RwLockReadGuard<'_, HashMap<SandboxId, Arc<Handle>>> {
         // The map is whole between any two statements.
         self.sandboxes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sandbox with these deadlines is somebody's now.
+    pub(crate) fn expect_deadline(&self, deadlines: Deadlines) {
+        // A later one is seen when the clock looks anyway.
+        if (1..clock::TICK_MAX.as_millis()).contains(&u128::from(deadlines.ttl_ms)) {
+            self.deadline_added.notify_one();
+        }
     }
 
     /// Removes what images have left behind: a name that moved, content that was in use when its name went.
@@ -204,7 +220,29 @@ impl Shared {
         set_aside || self.sandboxes().values().any(|handle| handle.uses_image(digest))
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Whether `sandbox` may come to those that are there: what waits in the pool gives way to what somebody wants.
+    pub(crate) fn check_room(
+        &self,
+        sandboxes: &HashMap<SandboxId, Arc<Handle>>,
+        sandbox: &Sandbox,
+    ) -> Result<()> {
+        let most = self.config.sandboxes_max;
+        let counted = match sandbox.tenancy {
+            Tenancy::Idle => sandboxes.len(),
+            Tenancy::Own | Tenancy::Claimed(_) => sandboxes.len().saturating_sub(self.pool.len()),
+        };
+        if counted >= most {
+            return Err(Error::new(Kind::Exhausted, format!("there are {most} sandboxes, the most allowed")));
+        }
+        if let Some(name) = &sandbox.name
+            && sandboxes.values().any(|other| other.is_named(&sandbox.owner, name))
+        {
+            return Err(Error::new(Kind::Exists, format!("there is a sandbox named {name}")));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(task);
     }
 }
@@ -241,9 +279,11 @@ impl Service {
         .await
         .map_err(|error| Error::internal("open store", error))??;
 
+        let pool = Pool::new(&config.pool);
         let shared = Arc::new(Shared {
             instance,
             config,
+            pool,
             engines,
             images: Images::new(images),
             store,
@@ -256,18 +296,34 @@ impl Service {
         });
         adopt(&shared, rows).await?;
         shared.spawn(clock::run(shared.clone()));
+        shared.spawn(pool::keep(shared.clone()));
         Ok(Self { shared })
     }
 
-    /// Makes a sandbox and waits until it runs. On failure nothing of it is left.
+    /// Makes a sandbox, or takes one from the pool, and waits until it runs. On failure nothing of it is left.
     pub async fn create(&self, request: CreateSandbox) -> Result<SandboxView> {
+        self.acquire(request).await.map(|acquired| acquired.view)
+    }
+
+    /// The same, and tells where it came from.
+    pub async fn acquire(&self, request: CreateSandbox) -> Result<Acquired> {
         let shared = &self.shared;
+        let _busy = shared.pool.busy();
         let sandbox = admission::admit(shared, request).await?;
+        let source = match pool::claim(shared, &sandbox).await? {
+            Claimed::Granted(view) => return Ok(Acquired { view, source: Acquisition::Pool }),
+            Claimed::Missed(source) => source,
+        };
+        Ok(Acquired { view: self.make(&sandbox).await?, source })
+    }
+
+    async fn make(&self, sandbox: &Sandbox) -> Result<SandboxView> {
+        let shared = &self.shared;
         let mut attempt = 0;
         loop {
             attempt += 1;
             // From here to the spawned actor nothing waits, so a caller that goes away leaves nothing half made.
-            let answer = enroll(shared, &sandbox)?;
+            let answer = enroll(shared, sandbox)?;
             let (id, answer) = match answer {
                 Enrolled::Spawned(id, answer) => (id, answer),
                 Enrolled::IdTaken if attempt < ID_ATTEMPTS_MAX => continue,
@@ -282,9 +338,30 @@ impl Service {
         }
     }
 
-    /// Sandboxes, newest first.
+    /// The pool as it stands.
+    pub fn pool(&self) -> PoolStatus {
+        self.shared.pool.status()
+    }
+
+    /// Lets everything in the pool go, and keeps it empty until [`Self::fill_pool`] or a restart. Waits until it is empty.
+    pub async fn drain_pool(&self) -> PoolStatus {
+        self.shared.pool.drain(self.shared.config.settle_timeout).await;
+        self.pool()
+    }
+
+    /// Keeps the pool filled again, and waits until it is or it is known why not.
+    pub async fn fill_pool(&self) -> PoolStatus {
+        self.shared.pool.fill(self.shared.config.settle_timeout).await;
+        self.pool()
+    }
+
+    /// Sandboxes, newest first. Those that wait in the pool are among them; those on their way there and out of it only
+    /// with the ended ones.
     pub async fn list(&self, filter: ListFilter) -> Result<Vec<SandboxView>> {
         let mut views: Vec<SandboxView> = self.shared.handles().iter().map(|handle| handle.view()).collect();
+        if !filter.with_ended {
+            views.retain(|view| !view.is_idle() || view.status.phase == Phase::Running);
+        }
         if filter.with_ended {
             let live: std::collections::HashSet<SandboxId> =
                 views.iter().map(|view| view.sandbox.id.clone()).collect();
@@ -342,6 +419,9 @@ impl Service {
     /// Changes what is wanted and waits until it is so. Refused by name if the engine cannot.
     pub async fn set_goal(&self, id: &SandboxId, goal: Goal) -> Result<SandboxView> {
         let handle = self.live(id).await?;
+        if handle.is_idle() {
+            return Err(not_running(id));
+        }
         admission::admit_goal(&handle, goal)?;
         self.ask(&handle, goal).await
     }
@@ -350,6 +430,9 @@ impl Service {
     pub async fn touch(&self, id: &SandboxId) -> Result<()> {
         let handle = self.live(id).await?;
         let now_ms = self.shared.clock.now_ms();
+        if handle.is_idle() {
+            return Err(not_running(id));
+        }
         if handle.expired(now_ms) {
             return Err(gone(id));
         }
@@ -418,6 +501,14 @@ impl Service {
     /// Removes an image name; refused while a sandbox needs the content and no other name holds it.
     pub async fn remove_image(&self, name: ImageName) -> Result<()> {
         let shared = self.shared.clone();
+        let wanted = name.clone();
+        let known = shared.images.blocking(move |catalogue| Ok(catalogue.get(&wanted)?.digest)).await;
+        // What only the pool needs is not in the way.
+        let _freed = match known {
+            Ok(digest) => shared.free_from_pool(digest).await,
+            // The removal says what is wrong.
+            Err(_) => None,
+        };
         let remove =
             move |catalogue: &Catalogue| catalogue.remove(&name, &|digest: &str| shared.uses_image(digest));
         let removed = self.shared.images.blocking(remove).await;
@@ -456,6 +547,10 @@ impl Service {
     /// One that runs; one that is on its way (right after a start of the server, all are) is waited for.
     async fn running(&self, id: &SandboxId) -> Result<Arc<Handle>> {
         let handle = self.live(id).await?;
+        // What waits in the pool is to meet nobody before its owner.
+        if handle.is_idle() {
+            return Err(not_running(id));
+        }
         if handle.expired(self.shared.clock.now_ms()) {
             return Err(gone(id));
         }
@@ -498,13 +593,13 @@ impl Service {
     }
 }
 
-enum Enrolled {
+pub(crate) enum Enrolled {
     Spawned(SandboxId, oneshot::Receiver<Result<SandboxView>>),
     IdTaken,
 }
 
 /// Gives the sandbox an id and an actor, if there is room for it.
-fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox) -> Result<Enrolled> {
+pub(crate) fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox) -> Result<Enrolled> {
     let engine = shared.engines.get(&sandbox.spec.engine).cloned();
     let engine = engine.ok_or_else(|| admission::no_engine(&sandbox.spec.engine))?;
     let id = SandboxId::random();
@@ -515,27 +610,19 @@ fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox) -> Result<Enrolled> {
         if shared.token.is_cancelled() {
             return Err(shutting_down());
         }
-        let most = shared.config.sandboxes_max;
-        if sandboxes.len() >= most {
-            return Err(Error::new(Kind::Exhausted, format!("there are {most} sandboxes, the most allowed")));
-        }
-        if let Some(name) = &sandbox.name
-            && sandboxes.values().any(|other| other.is_named(&sandbox.owner, name))
-        {
-            return Err(Error::new(Kind::Exists, format!("there is a sandbox named {name}")));
-        }
+        shared.check_room(&sandboxes, &sandbox)?;
         if sandboxes.contains_key(&id) {
             return Ok(Enrolled::IdTaken);
         }
         sandboxes.insert(id.clone(), handle.clone());
+        if sandbox.tenancy == Tenancy::Idle {
+            shared.pool.enter(&handle, &sandbox);
+        }
     }
     let (reply, answer) = oneshot::channel();
     let actor = Actor::new(shared.clone(), handle, inbox, sandbox.clone(), Seen::fresh()).with_creator(reply);
     shared.spawn(actor.run());
-    // A later one is seen when the clock looks anyway.
-    if (1..clock::TICK_MAX.as_millis()).contains(&u128::from(sandbox.deadlines.ttl_ms)) {
-        shared.deadline_added.notify_one();
-    }
+    shared.expect_deadline(sandbox.deadlines);
     Ok(Enrolled::Spawned(id, answer))
 }
 
@@ -577,6 +664,9 @@ async fn adopt(shared: &Arc<Shared>, rows: Vec<Sandbox>) -> Result<()> {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(row.id.clone(), handle.clone());
+        if row.tenancy == Tenancy::Idle {
+            shared.pool.enter(&handle, &row);
+        }
         shared.spawn(Actor::new(shared.clone(), handle, inbox, row, seen).run());
     }
     // Set once: a service adopts once.
@@ -642,7 +732,7 @@ fn not_found(id: &SandboxId) -> Error {
     Error::new(Kind::NotFound, format!("there is no sandbox {id}"))
 }
 
-fn shutting_down() -> Error {
+pub(crate) fn shutting_down() -> Error {
     Error::new(Kind::Unavailable, "the server is shutting down")
 }
 

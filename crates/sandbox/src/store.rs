@@ -47,7 +47,8 @@ const WAL_PAGES_MAX: u32 = 16_384;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Each brings the schema from its index to the next; `user_version` counts those applied. Never changed once released.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE sandboxes (
     id TEXT PRIMARY KEY NOT NULL,
     owner TEXT NOT NULL,
@@ -83,7 +84,12 @@ CREATE TABLE jobs (
     state TEXT NOT NULL,
     job TEXT NOT NULL
 ) STRICT;
-"];
+",
+    "
+ALTER TABLE sandboxes ADD COLUMN tenancy TEXT NOT NULL DEFAULT 'own';
+ALTER TABLE sandboxes ADD COLUMN claimed INTEGER;
+",
+];
 
 /// What a change must survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,6 +130,7 @@ impl Changes {
 enum Write {
     Insert { sandbox: Box<Sandbox> },
     Save(Box<Changes>),
+    Claim { sandbox: Box<Sandbox> },
     End { id: SandboxId, history: Option<Box<(Sandbox, Ended)>> },
     Prune { before_ms: i64 },
     Job(Box<Job>),
@@ -211,6 +218,12 @@ impl Store {
             durability: Durability::Process,
             reply: None,
         });
+    }
+
+    /// Gives the row of an idle sandbox to the owner that `sandbox` names, in one update. An error if it is not idle,
+    /// [`Kind::Exists`] if the owner's name is taken.
+    pub(crate) async fn claim(&self, sandbox: &Sandbox) -> Result<()> {
+        self.write(Write::Claim { sandbox: Box::new(sandbox.clone()) }, Durability::Process).await
     }
 
     /// Moves a row to the history.
@@ -441,6 +454,7 @@ fn apply(connection: &Connection, write: Write) -> rusqlite::Result<()> {
     match write {
         Write::Insert { sandbox } => insert(connection, &sandbox),
         Write::Save(changes) => save(connection, &changes),
+        Write::Claim { sandbox } => claim(connection, &sandbox),
         Write::End { id, history } => {
             // First the history, then the row: a failure in between leaves both, and the next try replaces.
             if let Some(history) = history {
@@ -491,9 +505,9 @@ fn insert(connection: &Connection, sandbox: &Sandbox) -> rusqlite::Result<()> {
     let inserted = connection
         .prepare_cached(
             "INSERT INTO sandboxes (id, owner, name, engine, spec, labels, created_at_ms, goal, generation, disk,
-                 memory, archive, life, up, ttl_ms, expires_at_ms, failure)
+                 memory, archive, life, up, ttl_ms, expires_at_ms, failure, tenancy, claimed)
              SELECT :id, :owner, :name, :engine, :spec, :labels, :created_at_ms, :goal, :generation, :disk,
-                 :memory, :archive, :life, :up, :ttl_ms, :expires_at_ms, :failure
+                 :memory, :archive, :life, :up, :ttl_ms, :expires_at_ms, :failure, :tenancy, :claimed
              WHERE NOT EXISTS (SELECT 1 FROM ended WHERE id = :id)",
         )?
         .execute(named_params! {
@@ -514,6 +528,8 @@ fn insert(connection: &Connection, sandbox: &Sandbox) -> rusqlite::Result<()> {
             ":ttl_ms": sandbox.deadlines.ttl_ms.cast_signed(),
             ":expires_at_ms": sandbox.deadlines.expires_at_ms,
             ":failure": sandbox.failure.as_ref().map(json),
+            ":tenancy": tenancy_word(sandbox.tenancy),
+            ":claimed": tenancy_generation(sandbox.tenancy),
         })?;
     if inserted == 0 {
         let constraint = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY);
@@ -546,6 +562,29 @@ fn save(connection: &Connection, changes: &Changes) -> rusqlite::Result<()> {
     if updated == 0 { Err(rusqlite::Error::QueryReturnedNoRows) } else { Ok(()) }
 }
 
+fn claim(connection: &Connection, sandbox: &Sandbox) -> rusqlite::Result<()> {
+    let updated = connection
+        .prepare_cached(
+            "UPDATE sandboxes SET owner = :owner, name = :name, spec = :spec, labels = :labels,
+                 created_at_ms = :created_at_ms, ttl_ms = :ttl_ms, expires_at_ms = :expires_at_ms,
+                 tenancy = :tenancy, claimed = :claimed
+             WHERE id = :id AND tenancy = 'idle'",
+        )?
+        .execute(named_params! {
+            ":id": sandbox.id.as_str(),
+            ":owner": sandbox.owner.0,
+            ":name": sandbox.name,
+            ":spec": json(&sandbox.spec),
+            ":labels": json(&sandbox.labels),
+            ":created_at_ms": sandbox.created_at_ms,
+            ":ttl_ms": sandbox.deadlines.ttl_ms.cast_signed(),
+            ":expires_at_ms": sandbox.deadlines.expires_at_ms,
+            ":tenancy": tenancy_word(sandbox.tenancy),
+            ":claimed": tenancy_generation(sandbox.tenancy),
+        })?;
+    if updated == 0 { Err(rusqlite::Error::QueryReturnedNoRows) } else { Ok(()) }
+}
+
 fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<Sandbox> {
     let generation = |name: &str| -> rusqlite::Result<Option<Generation>> {
         Ok(row.get::<_, Option<i64>>(name)?.map(|number| Generation(number.cast_unsigned())))
@@ -554,6 +593,7 @@ fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<Sandbox> {
     let id = text("id")?;
     let goal = text("goal")?;
     let life = text("life")?;
+    let tenancy = text("tenancy")?;
     Ok(Sandbox {
         id: SandboxId::parse(&id).map_err(|error| unreadable(0, error))?,
         name: row.get("name")?,
@@ -580,6 +620,12 @@ fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<Sandbox> {
         labels: parse(0, &text("labels")?)?,
         failure: row.get::<_, Option<String>>("failure")?.map(|text| parse(0, &text)).transpose()?,
         created_at_ms: row.get("created_at_ms")?,
+        tenancy: match (tenancy.as_str(), generation("claimed")?) {
+            ("own", _) => Tenancy::Own,
+            ("idle", _) => Tenancy::Idle,
+            ("claimed", Some(claimed)) => Tenancy::Claimed(claimed),
+            _ => return Err(unreadable(0, Error::new(Kind::Internal, format!("tenancy {tenancy:?}")))),
+        },
     })
 }
 
@@ -623,6 +669,21 @@ fn life_generation(life: Life) -> Option<i64> {
     match life {
         Life::Up(generation) => Some(generation.0.cast_signed()),
         Life::New | Life::Down => None,
+    }
+}
+
+fn tenancy_word(tenancy: Tenancy) -> &'static str {
+    match tenancy {
+        Tenancy::Own => "own",
+        Tenancy::Idle => "idle",
+        Tenancy::Claimed(_) => "claimed",
+    }
+}
+
+fn tenancy_generation(tenancy: Tenancy) -> Option<i64> {
+    match tenancy {
+        Tenancy::Claimed(generation) => Some(generation.0.cast_signed()),
+        Tenancy::Own | Tenancy::Idle => None,
     }
 }
 

@@ -483,7 +483,7 @@ fn hello_reply(body: &[u8], identity: &AgentIdentity) -> (&'static str, String) 
         version: "0.0.0".to_owned(),
         sandbox_id: hello.sandbox_id,
         generation: hello.generation,
-        features: vec![Feature::Shell, Feature::Process, Feature::Files],
+        features: vec![Feature::Shell, Feature::Process, Feature::Files, Feature::Env],
         cwd: "/workspace".to_owned(),
     };
     ("200 OK", serde_json::to_string(&reply).expect("plain data"))
@@ -542,6 +542,7 @@ pub fn config() -> ServiceConfig {
         settle_timeout: std::time::Duration::from_secs(300),
         history_keep: std::time::Duration::from_secs(3600),
         pool: crate::service::PoolConfig::default(),
+        plain_request: request(),
         workspaces: crate::service::WorkspaceConfig::default(),
     }
 }

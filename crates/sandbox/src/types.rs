@@ -181,8 +181,25 @@ pub struct Sandbox {
     pub labels: Labels,
     /// Why it is not as first wanted.
     pub failure: Option<Failure>,
-    /// When the row was made, milliseconds since the Unix epoch.
+    /// When the row was made, milliseconds since the Unix epoch; for one from a pool, when its owner got it.
     pub created_at_ms: i64,
+    /// Whether it belongs to somebody.
+    #[serde(default)]
+    pub tenancy: Tenancy,
+}
+
+/// Whether a sandbox belongs to somebody, or is kept ready for whoever asks for one like it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tenancy {
+    /// Made for its owner.
+    #[default]
+    Own,
+    /// Nobody's: it waits in the pool. Nothing of a request has ever reached it.
+    Idle,
+    /// It came from the pool. The machine of this generation was started before its owner was known, so its agent is told
+    /// the owner's environment with each greeting.
+    Claimed(Generation),
 }
 
 /// What a sandbox is made of. Fixed at creation, but for limits and network.
@@ -243,6 +260,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// The image's digest.
+    pub fn digest(&self) -> Option<&str> {
+        match self {
+            Self::Image { digest, .. } => Some(digest),
+            Self::Snapshot(_) => None,
+        }
+    }
+
     /// It is the image with this digest.
     pub fn is(&self, wanted: &str) -> bool {
         matches!(self, Self::Image { digest, .. } if digest == wanted)
@@ -520,6 +545,13 @@ pub struct SandboxView {
     pub status: Status,
     /// How it ended, for the rows of the history.
     pub ended: Option<Ended>,
+}
+
+impl SandboxView {
+    /// It waits in the pool, or is on its way there or out of it.
+    pub fn is_idle(&self) -> bool {
+        self.sandbox.tenancy == Tenancy::Idle
+    }
 }
 
 /// How a sandbox ended.

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sandhaus_engines::namespace::{NamespaceConfig, NamespaceEngine};
+use sandhaus_gateway::V1Config;
 use sandhaus_images::{Catalogue, ImageName};
 use sandhaus_sandbox::{
     EngineName, Instance, Kind, Service, Source,
@@ -113,9 +114,23 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
             Lifetime::Configured => config.pool.clone(),
             Lifetime::Instance => PoolConfig::default(),
         },
+        plain_request: sandhaus_gateway::plain_request(&v1_config(config)),
         workspaces: config.workspaces.clone(),
     };
     Service::open(instance, service, engines, catalogue).await.context("open the instance")
+}
+
+/// What `/v1` gives to requests that do not say.
+pub(crate) fn v1_config(config: &Config) -> V1Config {
+    V1Config {
+        security: config.security,
+        readonly_root: config.readonly_root,
+        shell: config.shell,
+        seccomp: config.seccomp,
+        exec_mode: config.exec_mode,
+        exec_timeout_max_ms: config.exec_timeout_max_ms,
+        ..V1Config::default()
+    }
 }
 
 async fn open_namespace(instance: &Instance, config: &Config) -> Result<Arc<NamespaceEngine>> {

@@ -80,6 +80,7 @@ fn main() -> ExitCode {
 fn fault_points() -> ExitCode {
     let mut points = sandhaus_engines::namespace::fault_points();
     points.extend(sandhaus_sandbox::plan::fault_points());
+    points.extend(sandhaus_sandbox::pool::fault_points());
     let text: String = points.iter().map(|point| format!("{point}\n")).collect();
     match output::print(&text) {
         Ok(()) => ExitCode::SUCCESS,

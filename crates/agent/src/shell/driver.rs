@@ -21,7 +21,7 @@ use sandhaus_protocol::{
 use tokio::sync::mpsc;
 
 use super::{
-    Exec, Job, LARGE_BYTES, Shell,
+    Exec, Job, LARGE_BYTES, Order, Shell,
     dialect::{Dialect, Plumbing, Wire},
     scanner::{Marker, Piece, Scanner},
 };
@@ -57,7 +57,7 @@ const NO_SHELL_STATUS: i32 = 127;
 pub(super) struct Driver {
     agent: Arc<Agent>,
     shell: Arc<Shell>,
-    queue: mpsc::Receiver<Job>,
+    queue: mpsc::Receiver<Order>,
     markers: mpsc::UnboundedReceiver<(Marker, u64)>,
     terminal: Terminal,
     slave: Channel,
@@ -86,7 +86,11 @@ enum Outcome {
 
 impl Driver {
     /// Makes the terminal and starts its reader. The shell is started by [`Self::run`].
-    pub(super) fn start(agent: &Arc<Agent>, shell: &Arc<Shell>, queue: mpsc::Receiver<Job>) -> Result<Self> {
+    pub(super) fn start(
+        agent: &Arc<Agent>,
+        shell: &Arc<Shell>,
+        queue: mpsc::Receiver<Order>,
+    ) -> Result<Self> {
         let terminal = Terminal::open(Resize { cols: COLS, rows: ROWS }, &agent.workload)?;
         let slave = Channel::writing(terminal.second_slave()?)?;
         let master = Channel::reading(terminal.master.try_clone()?)?;
@@ -113,10 +117,10 @@ impl Driver {
                 // A failure is told to the next command, which tries again.
                 let _ = self.ensure_shell();
             }
-            let job = match &mut self.running {
+            let order = match &mut self.running {
                 Some(running) => tokio::select! {
                     // Cancel-safe: a message is taken only when this arm wins.
-                    job = self.queue.recv() => job,
+                    order = self.queue.recv() => order,
                     // A resolved receiver is dropped with `running` at once, so it is never polled again.
                     _ = &mut running.child.ended => {
                         self.running = None;
@@ -127,9 +131,18 @@ impl Driver {
                 },
                 None => self.queue.recv().await,
             };
-            let Some(job) = job else { return };
-            let (end, exit) = self.execute(&job, Instant::now()).await;
-            self.shell.finish(&job.exec, end, exit);
+            match order {
+                Some(Order::Run(job)) => {
+                    let (end, exit) = self.execute(&job, Instant::now()).await;
+                    self.shell.finish(&job.exec, end, exit);
+                }
+                Some(Order::Renew) => {
+                    if let Some(running) = self.running.take() {
+                        signal_pids(&[running.child.pid], libc::SIGKILL);
+                    }
+                }
+                None => return,
+            }
         }
     }
 

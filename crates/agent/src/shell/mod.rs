@@ -51,7 +51,7 @@ pub(crate) struct Shells {
 pub(crate) struct Shell {
     name: String,
     log: Arc<Log>,
-    queue: mpsc::Sender<Job>,
+    queue: mpsc::Sender<Order>,
     state: Mutex<ShellState>,
 }
 
@@ -66,6 +66,14 @@ struct ShellState {
 struct Exec {
     id: u64,
     progress: Mutex<Progress>,
+}
+
+/// What the driver of a shell is told.
+enum Order {
+    /// Run a command.
+    Run(Job),
+    /// Start a fresh shell in place of the present one.
+    Renew,
 }
 
 /// A command that waits for its shell.
@@ -112,6 +120,13 @@ impl Shells {
         Ok(shell)
     }
 
+    /// Has the default shell, if there is one, started anew with the environment of now.
+    pub(crate) fn renew_default(&self) -> Result<()> {
+        let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(shell) = by_name.get(DEFAULT) else { return Ok(()) };
+        shell.queue.try_send(Order::Renew).map_err(|_| Error::too_many("the default shell is busy"))
+    }
+
     /// Where the default shell is.
     pub(crate) fn default_cwd(&self) -> Option<String> {
         let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +171,7 @@ impl Shell {
         }
         drop(state);
         let timeout = (request.timeout_ms > 0).then(|| Duration::from_millis(request.timeout_ms));
-        place.send(Job { exec: Arc::clone(&exec), cmd: request.cmd, timeout });
+        place.send(Order::Run(Job { exec: Arc::clone(&exec), cmd: request.cmd, timeout }));
         Ok(exec)
     }
 

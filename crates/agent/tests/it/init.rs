@@ -1,6 +1,6 @@
 //! The agent as PID 1 of a process namespace: confinement of the workload, zombies, hello, the end.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use sandhaus_protocol::{
     hello::{Feature, HelloReply, HelloRequest},
@@ -10,7 +10,7 @@ use sandhaus_protocol::{
 use crate::support::{Agent, Who, argv, eventually};
 
 fn hello(generation: u64, sandbox_id: &str) -> HelloRequest {
-    HelloRequest { protocol: 99, sandbox_id: sandbox_id.to_owned(), generation }
+    HelloRequest { protocol: 99, sandbox_id: sandbox_id.to_owned(), generation, env: BTreeMap::new() }
 }
 
 #[test]
@@ -22,6 +22,31 @@ fn hello_accepts_only_its_own_sandbox_and_generation() {
     assert!(reply.features.contains(&Feature::Shell) && reply.features.contains(&Feature::Files));
     assert_eq!(agent.post("/sandhaus/hello", &hello(8, "0123abcd-456")).refusal().0, 409);
     assert_eq!(agent.post("/sandhaus/hello", &hello(7, "0123abcd-457")).refusal().0, 409);
+}
+
+#[test]
+fn a_greeting_may_bring_variables_once() {
+    let Some(agent) = Agent::init(Who::Unprivileged) else { return };
+    let with = |name: &str, value: &str| HelloRequest {
+        env: BTreeMap::from([(name.to_owned(), value.to_owned())]),
+        ..hello(7, "0123abcd-456")
+    };
+    let value = "it's $HOME \"quoted\"\n`id`\\";
+    assert_eq!(agent.post("/sandhaus/hello", &with("1A", "x")).refusal().0, 400);
+    assert_eq!(agent.post("/sandhaus/hello", &with("A", "\0")).refusal().0, 400);
+    let reply: HelloReply = agent.post("/sandhaus/hello", &with("GIVEN", value)).json();
+    assert!(reply.features.contains(&Feature::Env));
+    // The shell that was warm already, and whatever is started from now on.
+    assert_eq!(agent.shell("printf '%s' \"$GIVEN\"").0, value);
+    let (output, _) = agent.run(&argv(&["printenv", "GIVEN"]));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{value}\n"));
+    // A repeat is no change, and keeps the shell; other variables come too late.
+    agent.shell("kept=yes");
+    agent.post("/sandhaus/hello", &with("GIVEN", value)).json::<HelloReply>();
+    assert_eq!(agent.shell("echo $kept").0, "yes\n");
+    assert_eq!(agent.post("/sandhaus/hello", &with("GIVEN", "other")).refusal().0, 409);
+    assert_eq!(agent.post("/sandhaus/hello", &with("MORE", value)).refusal().0, 409);
+    assert_eq!(agent.shell("echo \"$MORE\"").0, "\n");
 }
 
 #[test]

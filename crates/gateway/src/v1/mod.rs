@@ -32,6 +32,8 @@ mod toolbox;
 mod upload;
 mod wire;
 
+pub(crate) use sessions::plain_request;
+
 /// All routes of the dialect.
 pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
     OpenApiRouter::new()

@@ -17,6 +17,7 @@ use sandhaus_client::wire::{
 use sandhaus_sandbox::{
     ALLOWED_NETWORKS_MAX, EndReason, EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase,
     PublishedPort, Resources, SandboxId, SandboxView, Seccomp, SecurityProfile,
+    pool::Acquisition,
     service::{CreateSandbox, ListFilter},
 };
 
@@ -26,6 +27,7 @@ use super::{
     wire::{session_info, status},
 };
 use crate::{
+    V1Config,
     edge::Edge,
     error::{ApiError, ApiResult, Subject},
 };
@@ -62,9 +64,9 @@ pub(super) async fn create(
     Json(request): Json<CreateSession>,
 ) -> ApiResult<Response<Body>> {
     let started = Instant::now();
-    let wanted = wanted(&edge, request)?;
+    let wanted = wanted(&edge.v1, request)?;
     let image = wanted.image.clone();
-    let view = edge.service.create(wanted).await.map_err(|error| match (error.kind(), image) {
+    let acquired = edge.service.acquire(wanted).await.map_err(|error| match (error.kind(), image) {
         (Kind::NotFound, Some(image)) => {
             let message =
                 format!("image not found: {image}; add it with: sandhaus image import {image} TARBALL");
@@ -73,12 +75,26 @@ pub(super) async fn create(
         _ => ApiError::of(Subject::NewSession, error),
     })?;
     edge.metrics.created(started.elapsed());
-    let info = SessionInfo { acquire_source: Some("cold".to_owned()), ..session_info(&view) };
+    let (source, detail) = match acquired.source {
+        Acquisition::Pool => ("pool", None),
+        Acquisition::Cold => ("cold", None),
+        Acquisition::PoolEmpty => ("cold", Some("pool_empty".to_owned())),
+    };
+    let info = SessionInfo {
+        acquire_source: Some(source.to_owned()),
+        acquire_detail: detail,
+        ..session_info(&acquired.view)
+    };
     Ok(json(StatusCode::CREATED, &info))
 }
 
+/// What a request that says nothing asks of the domain.
+pub(crate) fn plain_request(config: &V1Config) -> CreateSandbox {
+    wanted(config, CreateSession::default()).unwrap_or_else(|_| unreachable!("what is not said is not wrong"))
+}
+
 /// A request, checked, in the domain's words.
-fn wanted(edge: &Edge, request: CreateSession) -> ApiResult<CreateSandbox> {
+fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox> {
     let ttl = match request.ttl_seconds {
         ..0 => return Err(ApiError::invalid("ttl_seconds must be non-negative")),
         0 => None,
@@ -97,9 +113,9 @@ fn wanted(edge: &Edge, request: CreateSession) -> ApiResult<CreateSandbox> {
     let publish =
         request.ports.iter().map(|port| PublishedPort { port: port.port, host_port: port.host_port });
     let publish = publish.collect();
-    let seccomp = seccomp(&request.seccomp, edge.v1.seccomp)?;
+    let seccomp = seccomp(&request.seccomp, config.seccomp)?;
     let security = match request.security.as_str() {
-        "" => edge.v1.security,
+        "" => config.security,
         "strict" => SecurityProfile::Strict,
         "container" => SecurityProfile::Container,
         _ => return Err(ApiError::invalid("security must be \"strict\" or \"container\"")),
@@ -117,14 +133,14 @@ fn wanted(edge: &Edge, request: CreateSession) -> ApiResult<CreateSandbox> {
         },
         network,
         security,
-        readonly_root: request.readonly_root.unwrap_or(edge.v1.readonly_root),
+        readonly_root: request.readonly_root.unwrap_or(config.readonly_root),
         env: request.env,
         workdir: (!request.workdir.is_empty()).then_some(request.workdir),
         mounts: Vec::new(),
         entrypoint: request.entrypoint,
         ttl,
         labels: request.labels,
-        shell: edge.v1.shell,
+        shell: config.shell,
         warm_shell: request.warm_shell.unwrap_or(true),
         seccomp,
         workspace: None,

@@ -85,6 +85,7 @@ pub(crate) fn status(view: &SandboxView) -> &'static str {
         };
     }
     match view.status.phase {
+        Phase::Starting | Phase::Running if view.is_idle() => "pool_idle",
         Phase::Starting => "starting",
         Phase::Running => "running",
         Phase::Paused => "paused",

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use sandhaus_protocol::{PROTOCOL_VERSION, hello::HelloRequest};
+use sandhaus_protocol::{
+    PROTOCOL_VERSION,
+    hello::{Feature, HelloRequest},
+};
 
 use super::{Actor, Ask};
 use crate::{
@@ -179,14 +182,24 @@ impl Actor {
     }
 
     async fn greet(&self, wanted: &Wanted) -> Result<()> {
+        // A machine that was started for the pool knows nothing of its owner.
+        let env = match self.sandbox.tenancy {
+            Tenancy::Claimed(generation) if generation == wanted.generation => self.sandbox.spec.env.clone(),
+            Tenancy::Claimed(_) | Tenancy::Own | Tenancy::Idle => Env::new(),
+        };
+        let brings_env = !env.is_empty();
         let hello = HelloRequest {
             protocol: PROTOCOL_VERSION,
             sandbox_id: self.handle.id.to_string(),
             generation: wanted.generation.0,
+            env,
         };
         let reply = self.handle.toolbox.hello(&hello).await?;
         if reply.sandbox_id != hello.sandbox_id || reply.generation != hello.generation {
             return Err(Error::new(Kind::Internal, "another sandbox's agent answered"));
+        }
+        if brings_env && !reply.features.contains(&Feature::Env) {
+            return Err(Error::new(Kind::Unsupported, "its agent takes no variables"));
         }
         Ok(())
     }
@@ -217,8 +230,8 @@ impl Actor {
     async fn forget(&self) -> Result<()> {
         let failed_to_start = self.sandbox.life == Life::New
             && self.sandbox.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::StartFailed);
-        if failed_to_start {
-            // Its creator was told; it never came to be.
+        if failed_to_start || self.is_unknown_to_all() {
+            // Its creator, if it had one, was told; it never came to be.
             return self.shared.store.forget(&self.handle.id).await;
         }
         let now_ms = self.shared.clock.now_ms();

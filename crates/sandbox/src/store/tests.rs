@@ -53,6 +53,7 @@ fn sandbox(number: u32) -> Sandbox {
         labels: Labels::from([("k".to_owned(), "v".to_owned())]),
         failure: None,
         created_at_ms: i64::from(number),
+        tenancy: Tenancy::Claimed(Generation(7)),
     }
 }
 

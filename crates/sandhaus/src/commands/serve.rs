@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context, Result};
 use owo_colors::{OwoColorize, Stream};
 use sandhaus_client::Client;
-use sandhaus_gateway::{GatewayConfig, V1Config};
+use sandhaus_gateway::GatewayConfig;
 use sandhaus_sandbox::{Instance, Service, service::ListFilter};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -84,15 +84,7 @@ async fn listen(config: &Config) -> Result<TcpListener> {
 fn gateway_config(config: &Config) -> GatewayConfig {
     GatewayConfig {
         api_key: config.api_key.as_ref().map(|key| key.reveal().to_owned()),
-        v1: V1Config {
-            security: config.security,
-            readonly_root: config.readonly_root,
-            shell: config.shell,
-            seccomp: config.seccomp,
-            exec_mode: config.exec_mode,
-            exec_timeout_max_ms: config.exec_timeout_max_ms,
-            ..V1Config::default()
-        },
+        v1: domain::v1_config(config),
     }
 }
 
