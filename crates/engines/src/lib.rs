@@ -6,3 +6,5 @@
 
 pub mod namespace;
 pub mod net;
+
+mod steps;

@@ -1,39 +1,7 @@
-//! The sequences of this engine, step by step, and the fault points that follow from them.
-//!
-//! Each sequence is an enum whose `ALL` is its list. Its runner passes every step through [`pass`] (or, where the two
-//! sides of a step lie apart, [`hit`] twice), so a step cannot be run without its points.
+//! The sequences of this engine, step by step.
 
-use sandhaus_sandbox::fault;
-
-/// A step of a sequence.
-pub(super) trait Step: Copy {
-    /// The sequence.
-    const AREA: &'static str;
-
-    /// The step in words that are safe to show.
-    fn name(self) -> &'static str;
-}
-
-macro_rules! sequence {
-    ($(#[$about:meta])* $name:ident in $area:literal { $($(#[$note:meta])* $step:ident = $text:literal,)+ }) => {
-        $(#[$about])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[repr(u8)]
-        pub(super) enum $name { $($(#[$note])* $step,)+ }
-
-        impl $name {
-            /// All steps in order.
-            pub(super) const ALL: &'static [Self] = &[$(Self::$step,)+];
-        }
-
-        impl Step for $name {
-            const AREA: &'static str = $area;
-            fn name(self) -> &'static str {
-                match self { $(Self::$step => $text,)+ }
-            }
-        }
-    };
-}
+use crate::steps::{points_of, sequence};
+pub(super) use crate::steps::{Moment, Step, hit, pass};
 
 sequence! {
     /// Making a disk, in the server.
@@ -53,6 +21,7 @@ sequence! {
         Directory = "directory",
         Socket = "socket",
         Cgroups = "cgroups",
+        Workspace = "workspace",
         Launch = "launch",
         Watch = "watch",
     }
@@ -85,6 +54,7 @@ sequence! {
         Map = "map",
         Layers = "layers",
         Overlay = "overlay",
+        Workspace = "workspace",
         Binds = "binds",
         Mounts = "mounts",
         Send = "send",
@@ -119,53 +89,14 @@ sequence! {
     }
 }
 
-/// A moment at a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moment {
-    /// Nothing of the step is done.
-    Before,
-    /// All of it is done.
-    After,
-}
-
-/// The name of the fault point at a moment of a step.
-pub(super) fn point<S: Step>(step: S, moment: Moment) -> String {
-    let moment = match moment {
-        Moment::Before => "before",
-        Moment::After => "after",
-    };
-    format!("{}.{}.{moment}", S::AREA, step.name())
-}
-
-/// Passes the fault point at a moment of a step.
-pub(super) fn hit<S: Step>(step: S, moment: Moment) {
-    if fault::is_armed() {
-        fault::hit(&point(step, moment));
-    }
-}
-
-/// Does a step between its fault points.
-pub(super) fn pass<S: Step, T, E>(step: S, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    hit(step, Moment::Before);
-    let done = act()?;
-    hit(step, Moment::After);
-    Ok(done)
-}
-
 /// All fault points of this engine and its launcher.
 pub(super) fn fault_points() -> Vec<String> {
-    fn of<S: Step>(steps: &[S], points: &mut Vec<String>) {
-        for &step in steps {
-            points.push(point(step, Moment::Before));
-            points.push(point(step, Moment::After));
-        }
-    }
-    let mut points = Vec::new();
-    of(MaterializeStep::ALL, &mut points);
-    of(StartStep::ALL, &mut points);
-    of(LaunchStep::ALL, &mut points);
-    of(ChildStep::ALL, &mut points);
-    of(StopStep::ALL, &mut points);
-    of(DestroyStep::ALL, &mut points);
-    points
+    points_of(MaterializeStep::ALL)
+        .chain(points_of(StartStep::ALL))
+        .chain(points_of(LaunchStep::ALL))
+        .chain(points_of(ChildStep::ALL))
+        .chain(points_of(StopStep::ALL))
+        .chain(points_of(DestroyStep::ALL))
+        .chain(crate::net::fault_points())
+        .collect()
 }

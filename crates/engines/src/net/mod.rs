@@ -1,8 +1,47 @@
-//! Networks of machines, for every engine: addresses behind NAT, what may be reached, name resolution.
+//! Networks of machines, for every engine: network namespaces with an address behind NAT, what may be reached from
+//! there, name resolution.
+//!
+//! ```text
+//!   a network namespace of its own             the host
+//!   ┌───────────────────────┐        ┌───────────────────────────────────────────┐
+//!   │ lo   eth0 10.55.0.7/32├────────┤0123456789ab00a ─▶ filter, NAT ─▶ uplink   │
+//!   └───────────────────────┘  pair  └───────────────────────────────────────────┘
+//! ```
+//!
+//! Invariants:
+//! - Everything is said to the kernel by netlink, on one thread of its own; no program is run and no other thread waits.
+//! - A machine does not own its network namespace: not even its root can change an address, a route or a setting.
+//! - A namespace lives as long as its machine, and takes its pair of interfaces and its route along. All that can be
+//!   left behind is the instance's one table of filters, which bears the instance's id and fits nobody else.
+//! - Addresses are taken by making a route that nobody else may have: the kernel alone says which are free, to all
+//!   instances of the host.
+//! - Until the filter says otherwise, nothing passes.
+
+mod filter;
+mod host;
+mod inside;
+mod netlink;
+mod policy;
+mod resolvers;
+mod route;
+mod rules;
+mod steps;
+mod thread;
+mod watch;
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+use sandhaus_sandbox::{
+    engine::{EngineError, EngineResult},
+    types::NetworkPolicy,
+};
+
+pub(crate) use inside::Namespace;
+pub(crate) use policy::Reach;
+pub(crate) use resolvers::{MARK as RESOLV_CONF_MARK, text as resolv_conf, text_of_host, text_of_none};
+pub(crate) use steps::fault_points;
+pub(crate) use thread::{Connected, Networks};
 
 /// What the server's owner says about networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +60,79 @@ impl Default for NetworkConfig {
             subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 55, 0, 0), 16),
             allow_private: Vec::new(),
             resolvers: Vec::new(),
+        }
+    }
+}
+
+/// Refuses a policy that could not do what it says.
+pub(crate) fn check_policy(policy: &NetworkPolicy, config: &NetworkConfig) -> EngineResult<()> {
+    let NetworkPolicy::Allow(networks) = policy else { return Ok(()) };
+    match networks.iter().find_map(|network| policy::refusal(network, config)) {
+        Some(refusal) => Err(EngineError::Invalid(refusal)),
+        None => Ok(()),
+    }
+}
+
+/// A machine's place in the host's network, as it is written down beside the machine: one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Attachment {
+    /// The host's end.
+    pub(crate) interface: String,
+    /// The machine's address.
+    pub(crate) address: Ipv4Addr,
+    /// What it may reach.
+    pub(crate) reach: Reach,
+}
+
+impl Attachment {
+    /// The line.
+    pub(crate) fn to_text(&self) -> String {
+        let reach = match &self.reach {
+            Reach::Nothing => "nothing".to_owned(),
+            Reach::Internet => "internet".to_owned(),
+            Reach::Only(networks) => {
+                networks.iter().fold("only".to_owned(), |text, network| format!("{text} {network}"))
+            }
+        };
+        format!("{} {} {reach}", self.interface, self.address)
+    }
+
+    /// Reads the line; `None` if it is none.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let interface = words.next().filter(|name| (1..16).contains(&name.len()))?.to_owned();
+        let address = words.next()?.parse().ok()?;
+        let reach = match words.next()? {
+            "nothing" => Reach::Nothing,
+            "internet" => Reach::Internet,
+            "only" => {
+                let networks = words.map(|word| word.parse().ok()).collect::<Option<Vec<_>>>()?;
+                return Some(Self { interface, address, reach: Reach::Only(networks) });
+            }
+            _ => return None,
+        };
+        words.next().is_none().then_some(Self { interface, address, reach })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attachments_read_as_they_were_written() {
+        for reach in [
+            Reach::Nothing,
+            Reach::Internet,
+            Reach::Only(Vec::new()),
+            Reach::Only(vec!["1.2.3.0/24".parse().expect("a network"), "8.8.8.8/32".parse().expect("a network")]),
+        ] {
+            let attachment =
+                Attachment { interface: "0123456789ab00a".into(), address: Ipv4Addr::new(10, 55, 0, 7), reach };
+            assert_eq!(Attachment::parse(&attachment.to_text()), Some(attachment));
+        }
+        for text in ["", "a", "a 10.0.0.1", "a 10.0.0.1 all", "a x nothing", "a 10.0.0.1 internet x", "a 10.0.0.1 only x"] {
+            assert_eq!(Attachment::parse(text), None, "{text:?}");
         }
     }
 }

@@ -1,0 +1,24 @@
+//! What happens to the host's network, step by step.
+
+use crate::steps::{points_of, sequence};
+
+sequence! {
+    /// Networks of machines, on the network thread.
+    NetworkStep in "network" {
+        Adopt = "adopt",
+        Table = "table",
+        Namespace = "namespace",
+        Pair = "pair",
+        Route = "route",
+        Inside = "inside",
+        Rules = "rules",
+        Claim = "claim",
+        Release = "release",
+        Close = "close",
+    }
+}
+
+/// All fault points of networks.
+pub(crate) fn fault_points() -> impl Iterator<Item = String> {
+    points_of(NetworkStep::ALL)
+}
