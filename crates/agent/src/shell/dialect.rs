@@ -18,6 +18,9 @@ use sandhaus_protocol::boot::ShellPreference;
 
 use super::scanner::Scanner;
 
+/// The last real-time signal, which hardly any program uses.
+const BASH_STOP_SIGNAL: i32 = 64;
+
 /// Places of bash, in the order they are tried.
 const BASH_PLACES: [&str; 3] = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"];
 
@@ -154,12 +157,22 @@ impl Dialect {
         }
     }
 
+    /// The signal that ends the rest of a list once the child has ended that the shell waits for. bash takes no notice of
+    /// an interrupt when that child died of something else, as one that was killed did; a trap it runs before the next
+    /// command. The other shells leave the list at the interrupt itself.
+    pub(crate) fn stop_signal(&self) -> Option<i32> {
+        match self {
+            Self::Bash(_) => Some(BASH_STOP_SIGNAL),
+            Self::Ash(_) | Self::Sh(_) => None,
+        }
+    }
+
     /// The first line: what the shell itself prints as it ends, from a trap, is output too. Nothing else comes this
     /// way, since bash's prompts go to its standard error and sh gets empty ones.
     pub(crate) fn first_line(&self) -> String {
         let output = self.wire(Wire::Output);
         match self {
-            Self::Bash(_) => String::new(),
+            Self::Bash(_) => format!("trap '\\builtin kill -INT $$' {BASH_STOP_SIGNAL}\n"),
             Self::Ash(_) => format!("PS1=; PS2=; exec >&{output}; exec 6<&-\n"),
             Self::Sh(_) => format!("PS1=; PS2=; exec >&{output}\n"),
         }

@@ -321,6 +321,11 @@ impl Driver {
             signal_pids(&first, libc::SIGCONT);
             asked.extend(first);
             signal_pids(&root, libc::SIGINT);
+            if round > 0
+                && let Some(stop) = running.dialect.stop_signal()
+            {
+                signal_pids(&root, stop);
+            }
             signal_pids(&stopped, libc::SIGCONT);
             signal_pids(&root, libc::SIGCONT);
             let patience = if round == 0 { GRACE } else { KILL_ROUND };

@@ -4,6 +4,7 @@
 mod files;
 mod init;
 mod process;
+mod script;
 mod shell;
 mod support;
 mod toolbox;

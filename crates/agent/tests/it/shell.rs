@@ -36,6 +36,7 @@ in_every_shell!(
     a_shell_that_ends_is_replaced_where_it_was,
     background_jobs_live_and_keep_out_of_later_output,
     time_limits_end_the_whole_tree_and_nothing_else,
+    nothing_after_a_time_limit_runs,
     output_is_exact,
     large_commands_work,
     nothing_leaks_into_commands,
@@ -162,6 +163,22 @@ fn time_limits_end_the_whole_tree_and_nothing_else(agent: &Agent) {
     // What was printed before the limit is there.
     let (output, exit) = agent.shell_limited("echo before; sleep 1234", 300);
     assert_eq!((output.as_slice(), exit.timed_out), (b"before\r\n".as_slice(), true));
+}
+
+fn nothing_after_a_time_limit_runs(agent: &Agent) {
+    agent.shell("kept=yes");
+    for deaf in [
+        "sh -c 'trap \"\" INT TERM; while :; do sleep 1234; done'",
+        "f() { sh -c 'trap \"\" INT TERM; sleep 1234; sleep 1234'; echo in f > ran; }; f",
+        "for i in 1 2 3; do sh -c 'trap \"\" INT TERM; sleep 1234; sleep 1234'; echo $i > ran; done",
+    ] {
+        let (_, exit) = agent.shell_limited(&format!("{deaf}; echo after > ran"), 100);
+        assert!(exit.timed_out && !exit.shell_replaced, "{deaf}");
+        let (output, exit) = agent.shell_limited("ls; echo $kept", 0);
+        assert_eq!(String::from_utf8_lossy(&output), "yes\r\n", "{deaf}");
+        assert!(!exit.shell_replaced, "{deaf}");
+        assert_eq!(agent.descendants_with("sleep 1234"), [0_u32; 0], "{deaf}");
+    }
 }
 
 fn output_is_exact(agent: &Agent) {
