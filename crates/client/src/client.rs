@@ -180,6 +180,11 @@ impl Client {
         self.call::<Okay>(Method::DELETE, &session(id, ""), None::<&()>).await.map(drop)
     }
 
+    /// Has a session live until so many seconds from now at least; 0: its own time to live.
+    pub async fn extend(&self, id: &str, ttl_seconds: i64) -> Result<SessionInfo> {
+        self.call(Method::POST, &session(id, "/extend"), Some(&ExtendSession { ttl_seconds })).await
+    }
+
     /// Freezes a session in memory.
     pub async fn pause(&self, id: &str) -> Result<SessionInfo> {
         self.call(Method::POST, &session(id, "/pause"), None::<&()>).await

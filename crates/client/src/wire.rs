@@ -261,6 +261,19 @@ pub struct ExecRequest {
     pub timeout_ms: i64,
     /// Give the terminal's bytes as they came, with escapes and carriage returns.
     pub raw_output: bool,
+    /// `stateful`: in the session's shell, after the commands before it; `stateless`: in a fresh shell in the session's
+    /// directory, beside whatever else runs; empty: the server's default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mode: String,
+}
+
+/// `POST /v1/sessions/{id}/extend`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct ExtendSession {
+    /// Seconds that the session is to live from now on at least, 0 to 86400; 0: its own time to live.
+    pub ttl_seconds: i64,
 }
 
 /// How a command ended.
@@ -282,6 +295,9 @@ pub struct ExecResult {
     /// The memory limit ended a process of the session while the command ran.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oom: bool,
+    /// The same in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Data of a stream's `chunk` event.
@@ -311,6 +327,9 @@ pub struct ExecDone {
     /// The memory limit ended a process of the session while the command ran.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oom: bool,
+    /// The same in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Data of a stream's `error` event.

@@ -3,7 +3,7 @@
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicI64, Ordering},
+    atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
 use futures::future::BoxFuture;
@@ -71,7 +71,13 @@ pub(crate) struct Handle {
     pub(crate) toolbox: Toolbox,
     pub(crate) deadline: Deadline,
     pub(crate) exits: Exits,
+    /// How often the memory limit had struck at the last look; [`UNKNOWN`] before the first one at a sandbox that was
+    /// there already when this process came.
+    memory_kills: AtomicU64,
 }
+
+/// Stands for a count that nobody has looked at.
+const UNKNOWN: u64 = u64::MAX;
 
 impl Handle {
     pub(crate) fn new(
@@ -90,6 +96,7 @@ impl Handle {
             toolbox: Toolbox::new(Arc::new(dialer), Base::default()),
             deadline: Deadline::new(sandbox.deadlines),
             exits: Exits::default(),
+            memory_kills: AtomicU64::new(if sandbox.life == Life::New { 0 } else { UNKNOWN }),
         };
         (Arc::new(handle), messages)
     }
@@ -143,9 +150,19 @@ impl Handle {
         self.deadline.expires_at_ms().is_some_and(|at| at <= now_ms) && !self.in_use()
     }
 
+    /// Notes a look at the count of processes that the memory limit ended, and gives that of the look before.
+    pub(crate) fn look_at_memory_kills(&self, now: u64) -> Option<u64> {
+        Some(self.memory_kills.swap(now, Ordering::AcqRel)).filter(|known| *known != UNKNOWN)
+    }
+
     /// Moves the deadline to at least now + the time to live.
     pub(crate) fn touch(&self, now_ms: i64) {
-        if self.deadline.extend(now_ms) && self.inbox.try_send(Message::Touched).is_err() {
+        self.extend(now_ms, self.deadline.ttl_ms.load(Ordering::Acquire));
+    }
+
+    /// Moves the deadline to at least now + `ttl_ms`.
+    pub(crate) fn extend(&self, now_ms: i64, ttl_ms: i64) {
+        if self.deadline.extend(now_ms, ttl_ms) && self.inbox.try_send(Message::Touched).is_err() {
             // A full mailbox belongs to a busy actor: the next use tries again.
             self.deadline.unwritten();
         }
@@ -224,9 +241,9 @@ impl Deadline {
         Some(self.expires_at_ms.load(Ordering::Acquire)).filter(|at| *at != NEVER)
     }
 
-    /// Moves to at least now + the time to live; true if the row has to follow.
-    fn extend(&self, now_ms: i64) -> bool {
-        let at = now_ms.saturating_add(self.ttl_ms.load(Ordering::Acquire));
+    /// Moves to at least now + `ttl_ms`; true if the row has to follow.
+    fn extend(&self, now_ms: i64, ttl_ms: i64) -> bool {
+        let at = now_ms.saturating_add(ttl_ms);
         self.expires_at_ms.fetch_max(at, Ordering::AcqRel);
         // Only the one that moves this past `at` has it written.
         let due = at.saturating_add(DEADLINE_GRAIN_MS);
@@ -289,21 +306,27 @@ mod tests {
     #[test]
     fn a_deadline_only_moves_away_and_is_seldom_written() {
         let deadline = Deadline::new(Deadlines { ttl_ms: 10_000, expires_at_ms: Some(10_000) });
-        assert!(!deadline.extend(0), "nothing moved");
-        assert!(deadline.extend(1), "moved past what is written");
+        let touch = |now_ms| deadline.extend(now_ms, 10_000);
+        assert!(!touch(0), "nothing moved");
+        assert!(touch(1), "moved past what is written");
         assert_eq!(deadline.to_write(), Some(11_001), "written a grain later than it is");
-        assert!(!deadline.extend(2), "one write is under way");
-        assert!(!deadline.extend(900), "within the grain");
+        assert!(!touch(2), "one write is under way");
+        assert!(!touch(900), "within the grain");
         assert_eq!(deadline.expires_at_ms(), Some(10_900));
-        assert!(!deadline.extend(500), "never back");
+        assert!(!touch(500), "never back");
         assert_eq!(deadline.expires_at_ms(), Some(10_900));
-        assert!(deadline.extend(2_000));
+        assert!(touch(2_000));
+        assert!(!deadline.extend(2_000, 1_000), "a shorter time than the one left changes nothing");
+        assert!(deadline.extend(2_000, 60_000), "a longer one does");
+        assert_eq!((deadline.expires_at_ms(), deadline.to_write()), (Some(62_000), Some(63_000)));
+        assert!(!touch(3_000), "and stays");
+        assert_eq!(deadline.expires_at_ms(), Some(62_000));
     }
 
     #[test]
     fn for_ever_stays_for_ever() {
         let deadline = Deadline::new(Deadlines { ttl_ms: 0, expires_at_ms: None });
-        assert!(!deadline.extend(5));
+        assert!(!deadline.extend(5, 0) && !deadline.extend(5, 1000));
         assert_eq!((deadline.expires_at_ms(), deadline.to_write()), (None, None));
     }
 }

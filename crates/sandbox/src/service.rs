@@ -159,6 +159,17 @@ pub struct ListFilter {
     pub limit: usize,
 }
 
+/// How often the memory limit has ended a process of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryKills {
+    /// Up to now.
+    pub now: u64,
+    /// Up to the look before this one, if there was one.
+    pub before: Option<u64>,
+    /// The limit.
+    pub limit_bytes: Option<u64>,
+}
+
 /// The domain, as the edges hold it. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
@@ -438,6 +449,34 @@ impl Service {
         }
         handle.touch(now_ms);
         Ok(())
+    }
+
+    /// Moves the deadline to at least now + `ttl`, never back; without `ttl` it is the sandbox's own.
+    pub async fn extend(&self, id: &SandboxId, ttl: Option<Duration>) -> Result<SandboxView> {
+        let handle = self.live(id).await?;
+        let now_ms = self.shared.clock.now_ms();
+        if handle.expired(now_ms) || matches!(handle.phase(), Phase::Deleting | Phase::Deleted) {
+            return Err(gone(id));
+        }
+        match ttl {
+            Some(ttl) => {
+                let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).min(TTL_MS_MAX);
+                handle.extend(now_ms, i64::try_from(ttl_ms).unwrap_or(i64::MAX));
+            }
+            None => handle.touch(now_ms),
+        }
+        Ok(handle.view())
+    }
+
+    /// Looks how often the memory limit has ended a process of a sandbox.
+    pub async fn memory_kills(&self, id: &SandboxId) -> Result<MemoryKills> {
+        let stats = self.stats(id).await?;
+        let handle = self.live(id).await?;
+        Ok(MemoryKills {
+            now: stats.oom_kills,
+            before: handle.look_at_memory_kills(stats.oom_kills),
+            limit_bytes: stats.memory_limit_bytes,
+        })
     }
 
     /// Use of resources.

@@ -283,6 +283,17 @@ impl Toolbox {
         self.events(Method::GET, &path, None::<&()>).await
     }
 
+    /// Runs a command in a fresh shell.
+    pub async fn script_exec(&self, exec: &ShellExec) -> Result<Events<ShellStarted, ShellExit>> {
+        self.events(Method::POST, "/sandhaus/script", Some(exec)).await
+    }
+
+    /// Resumes the stream of such a command.
+    pub async fn script_resume(&self, exec_id: u64, offset: u64) -> Result<Events<ShellStarted, ShellExit>> {
+        let path = format!("/sandhaus/script/{exec_id}?offset={offset}");
+        self.events(Method::GET, &path, None::<&()>).await
+    }
+
     /// A shell as it stands.
     pub async fn shell_info(&self, shell: &str) -> Result<ShellInfo> {
         self.json(Method::GET, &format!("/sandhaus/shell/{}", Encoded(shell)), None::<&()>).await

@@ -1,4 +1,4 @@
-//! Commands in a session's shell: what is asked, how their output is followed, and the answer in one piece.
+//! Commands in a session, in its shell or each in one of its own: what is asked, how their output is followed, and the answer in one piece.
 //!
 //! A command belongs to its session, not to the connection that asked for it: a client that hangs up, whether it waits
 //! for the whole answer or follows a stream, leaves the command running until its end or its time limit.
@@ -18,7 +18,8 @@ use sandhaus_client::wire::{CMD_BYTES_MAX, ErrorBody, ExecRequest, ExecResult, T
 use sandhaus_protocol::shell::{DEFAULT, ShellExec, ShellExit, ShellStarted};
 use sandhaus_sandbox::{
     Error, Kind, SandboxId,
-    toolbox::{Event, Events},
+    service::MemoryKills,
+    toolbox::{Event, Events, Toolbox},
 };
 use serde_json::json;
 
@@ -31,12 +32,16 @@ use super::{
     wire::go_duration,
 };
 use crate::{
+    ExecMode,
     edge::Edge,
     error::{ApiError, ApiResult, Subject},
 };
 
 /// How often in a row a lost stream of output is taken up again without anything new on it.
 const RESUMES_MAX: u32 = 5;
+
+/// Status of a command that was killed, as the memory limit does.
+const STATUS_KILLED: i32 = 137;
 
 /// A command that has ended by then was not struck by the memory limit: nobody looks, so that short commands cost no
 /// reading of counters. Filling any sensible limit takes longer.
@@ -80,7 +85,7 @@ async fn run(edge: &Arc<Edge>, id: &SandboxId, command: &Command) -> ApiResult<E
             Output::Exit(exit) => break exit,
         }
     };
-    let oom = running.finish().await;
+    let oom = running.finish(exit.exit_code).await;
     let (output, truncated) = collector.finish();
     if exit.timed_out {
         let details = json!({
@@ -89,23 +94,31 @@ async fn run(edge: &Arc<Edge>, id: &SandboxId, command: &Command) -> ApiResult<E
             "exit_code": exit.exit_code,
             "cwd": exit.cwd,
             "duration_ms": exit.duration_ms,
+            "oom": oom.is_some(),
         });
         return Err(command.timed_out().with_details(details));
     }
     let ShellExit { exit_code, cwd, duration_ms, .. } = exit;
-    Ok(ExecResult { exit_code, cwd, output, truncated, duration_ms, oom })
+    Ok(ExecResult { exit_code, cwd, output, truncated, duration_ms, oom: oom.is_some(), reason: oom })
 }
 
 /// A command that may run.
 pub(super) struct Command {
     pub(super) terminal: Terminal,
+    mode: ExecMode,
     exec: ShellExec,
 }
 
 impl Command {
     /// Checks what was asked for.
     pub(super) fn check(edge: &Edge, request: ExecRequest) -> ApiResult<Self> {
-        let ExecRequest { cmd, timeout_ms, raw_output } = request;
+        let ExecRequest { cmd, timeout_ms, raw_output, mode } = request;
+        let mode = match mode.as_str() {
+            "" => edge.v1.exec_mode,
+            "stateful" => ExecMode::Stateful,
+            "stateless" => ExecMode::Stateless,
+            _ => return Err(ApiError::invalid("mode must be \"stateful\" or \"stateless\"")),
+        };
         if cmd.is_empty() {
             return Err(ApiError::invalid("cmd is required"));
         }
@@ -125,7 +138,7 @@ impl Command {
             1..=TIMEOUT_MS_MAX => timeout_ms.unsigned_abs().min(limit),
             _ => return Err(ApiError::invalid("timeout_ms must not exceed 600000 (10 minutes)")),
         };
-        Ok(Self { terminal: terminal(raw_output), exec: ShellExec { cmd, timeout_ms } })
+        Ok(Self { terminal: terminal(raw_output), mode, exec: ShellExec { cmd, timeout_ms } })
     }
 
     /// The error of a command that ran into its time limit.
@@ -142,6 +155,54 @@ pub(super) fn terminal(raw_output: bool) -> Terminal {
 fn timed_out(limit: Duration) -> ApiError {
     let message = format!("command timeout: timeout: command exceeded {}", go_duration(limit));
     ApiError::new(Kind::Timeout, Subject::Command, message)
+}
+
+/// Names a command that runs or has run in a session: by its number in the session's shell, or, with an `s` before it,
+/// among the commands with a shell of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExecName {
+    /// In the session's shell.
+    Shell(u64),
+    /// In a shell of its own.
+    Script(u64),
+}
+
+impl ExecName {
+    fn of(mode: ExecMode, exec_id: u64) -> Self {
+        match mode {
+            ExecMode::Stateful => Self::Shell(exec_id),
+            ExecMode::Stateless => Self::Script(exec_id),
+        }
+    }
+
+    /// Reads a name; `None` if it is none.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text.strip_prefix('s') {
+            Some(number) => number.parse().ok().map(Self::Script),
+            None => text.parse().ok().map(Self::Shell),
+        }
+    }
+
+    /// The rest of its output.
+    async fn follow(
+        self,
+        toolbox: &Toolbox,
+        offset: u64,
+    ) -> sandhaus_sandbox::Result<Events<ShellStarted, ShellExit>> {
+        match self {
+            Self::Shell(exec_id) => toolbox.shell_resume(DEFAULT, exec_id, offset).await,
+            Self::Script(exec_id) => toolbox.script_resume(exec_id, offset).await,
+        }
+    }
+}
+
+impl std::fmt::Display for ExecName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shell(exec_id) => write!(f, "{exec_id}"),
+            Self::Script(exec_id) => write!(f, "s{exec_id}"),
+        }
+    }
 }
 
 /// What a running command yields.
@@ -161,67 +222,84 @@ pub(super) struct Running {
     edge: Arc<Edge>,
     id: SandboxId,
     events: Events<ShellStarted, ShellExit>,
-    exec_id: Option<u64>,
+    mode: ExecMode,
+    name: Option<ExecName>,
     offset: u64,
     broken: Option<Error>,
     resumes: u32,
     /// Reads the count before the memory limit can have struck, once the command has run for a moment.
-    counting: Option<BoxFuture<'static, Option<u64>>>,
-    oom_kills_before: Option<u64>,
+    counting: Option<BoxFuture<'static, Option<MemoryKills>>>,
+    kills: Option<MemoryKills>,
 }
 
 impl Running {
-    /// Starts a command in the session's shell.
+    /// Starts a command.
     pub(super) async fn start(edge: Arc<Edge>, id: SandboxId, command: &Command) -> ApiResult<Self> {
         let toolbox = match edge.service.toolbox(&id).await {
             Ok(toolbox) => toolbox,
             Err(error) => return Err(session_error(&edge, &id, error).await),
         };
         note_use(&edge, &id).await;
-        let events = toolbox.shell_exec(DEFAULT, &command.exec).await;
+        let events = match command.mode {
+            ExecMode::Stateful => toolbox.shell_exec(DEFAULT, &command.exec).await,
+            ExecMode::Stateless => toolbox.script_exec(&command.exec).await,
+        };
         let events = events.map_err(|error| ApiError::of(Subject::Command, error))?;
         let (service, counted) = (edge.service.clone(), id.clone());
-        let mut running = Self::following(edge, id, events);
+        let mut running = Self::following(edge, id, events, command.mode);
         running.counting = Some(Box::pin(async move {
             tokio::time::sleep(OOM_UNLIKELY).await;
-            service.stats(&counted).await.ok().map(|stats| stats.oom_kills)
+            service.memory_kills(&counted).await.ok()
         }));
         Ok(running)
     }
 
     /// Takes up the stream of a command that runs already, or ran lately, from `offset`.
-    pub(super) async fn resume(edge: Arc<Edge>, id: SandboxId, exec_id: u64, offset: u64) -> ApiResult<Self> {
+    pub(super) async fn resume(
+        edge: Arc<Edge>,
+        id: SandboxId,
+        name: ExecName,
+        offset: u64,
+    ) -> ApiResult<Self> {
         let toolbox = match edge.service.toolbox(&id).await {
             Ok(toolbox) => toolbox,
             Err(error) => return Err(session_error(&edge, &id, error).await),
         };
-        let events = toolbox
-            .shell_resume(DEFAULT, exec_id, offset)
-            .await
-            .map_err(|error| ApiError::of(Subject::Command, error))?;
-        let mut running = Self::following(edge, id, events);
-        running.exec_id = Some(exec_id);
+        let events = name.follow(&toolbox, offset).await;
+        let events = events.map_err(|error| ApiError::of(Subject::Command, error))?;
+        let mode = match name {
+            ExecName::Shell(_) => ExecMode::Stateful,
+            ExecName::Script(_) => ExecMode::Stateless,
+        };
+        let mut running = Self::following(edge, id, events, mode);
+        running.name = Some(name);
         running.offset = offset;
         Ok(running)
     }
 
-    fn following(edge: Arc<Edge>, id: SandboxId, events: Events<ShellStarted, ShellExit>) -> Self {
+    fn following(
+        edge: Arc<Edge>,
+        id: SandboxId,
+        events: Events<ShellStarted, ShellExit>,
+        mode: ExecMode,
+    ) -> Self {
         Self {
             edge,
             id,
             events,
-            exec_id: None,
+            mode,
+            name: None,
             offset: 0,
             broken: None,
             resumes: 0,
             counting: None,
-            oom_kills_before: None,
+            kills: None,
         }
     }
 
-    /// Names the command in its shell, once it has started.
-    pub(super) fn exec_id(&self) -> Option<u64> {
-        self.exec_id
+    /// Names the command in its session, once it has started.
+    pub(super) fn name(&self) -> Option<ExecName> {
+        self.name
     }
 
     /// What comes next; nothing after [`Output::Exit`]. Cancel-safe: a broken stream is noted before it is repaired.
@@ -246,7 +324,7 @@ impl Running {
             };
             self.resumes = 0;
             match event {
-                Event::Started(started) => self.exec_id = Some(started.exec_id),
+                Event::Started(started) => self.name = Some(ExecName::of(self.mode, started.exec_id)),
                 Event::Stdout(offset, bytes) | Event::Stderr(offset, bytes) => {
                     self.offset = offset + bytes.len() as u64;
                     return Ok(Output::Bytes(bytes));
@@ -267,7 +345,7 @@ impl Running {
             tokio::select! {
                 biased;
                 event = self.events.next() => return event,
-                count = counting => self.oom_kills_before = count,
+                kills = counting => self.kills = kills,
             }
             self.counting = None;
         }
@@ -275,8 +353,7 @@ impl Running {
     }
 
     async fn repair(&mut self, error: Error) -> ApiResult<()> {
-        let (Kind::Unavailable, Some(exec_id), true) =
-            (error.kind(), self.exec_id, self.resumes < RESUMES_MAX)
+        let (Kind::Unavailable, Some(name), true) = (error.kind(), self.name, self.resumes < RESUMES_MAX)
         else {
             return Err(session_error(&self.edge, &self.id, error).await);
         };
@@ -284,7 +361,7 @@ impl Running {
         // Put back first: a wait that is dropped here goes on with the repair next time.
         self.broken = Some(error);
         let resumed = match self.edge.service.toolbox(&self.id).await {
-            Ok(toolbox) => toolbox.shell_resume(DEFAULT, exec_id, self.offset).await,
+            Ok(toolbox) => name.follow(&toolbox, self.offset).await,
             Err(error) => Err(error),
         };
         match resumed {
@@ -297,12 +374,24 @@ impl Running {
         }
     }
 
-    /// Marks the use of the session at the command's end, and tells whether the memory limit struck meanwhile.
-    pub(super) async fn finish(self) -> bool {
-        let Self { edge, id, oom_kills_before, .. } = self;
+    /// Marks the use of the session at the command's end, and says in words whether the memory limit struck meanwhile.
+    pub(super) async fn finish(self, exit_code: i32) -> Option<String> {
+        let Self { edge, id, kills, .. } = self;
         note_use(&edge, &id).await;
-        let Some(before) = oom_kills_before else { return false };
-        edge.service.stats(&id).await.is_ok_and(|stats| stats.oom_kills > before)
+        if kills.is_none() && exit_code != STATUS_KILLED {
+            return None;
+        }
+        let last = edge.service.memory_kills(&id).await.ok()?;
+        // A command that was killed before the first look is compared with the look of an earlier command.
+        let early = kills.map_or(last.before, |first| first.before).filter(|_| exit_code == STATUS_KILLED);
+        let since = early.or(kills.map(|first| first.now))?;
+        (last.now > since).then(|| match last.limit_bytes {
+            Some(bytes) => {
+                let mebibytes = bytes.div_ceil(1 << 20);
+                format!("the memory limit of {mebibytes} MiB ended a process of the session")
+            }
+            None => "the host ran out of memory and ended a process of the session".to_owned(),
+        })
     }
 }
 

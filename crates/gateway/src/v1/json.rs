@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn leniency() {
-        let expected = ExecRequest { cmd: "true".into(), timeout_ms: 5, raw_output: true };
+        let expected =
+            ExecRequest { cmd: "true".into(), timeout_ms: 5, raw_output: true, mode: String::new() };
         for body in [
             r#"{"cmd":"true","timeout_ms":5,"raw_output":true}"#,
             r#"{"CMD":"true","Timeout_MS":5,"raw_OUTPUT":true}"#,

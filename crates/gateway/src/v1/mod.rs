@@ -41,6 +41,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(sessions::get, sessions::delete))
         .routes(routes!(stats::stats))
         .routes(routes!(stats::all))
+        .routes(routes!(sessions::extend))
         .routes(routes!(sessions::pause))
         .routes(routes!(sessions::resume))
         .routes(routes!(sessions::stop))

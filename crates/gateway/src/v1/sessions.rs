@@ -12,7 +12,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use sandhaus_client::wire::{
-    CreateSession, ErrorBody, Network, Okay, SessionInfo, TTL_SECONDS_MAX, WorkspaceList,
+    CreateSession, ErrorBody, ExtendSession, Network, Okay, SessionInfo, TTL_SECONDS_MAX, WorkspaceList,
 };
 use sandhaus_sandbox::{
     ALLOWED_NETWORKS_MAX, EndReason, EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase,
@@ -27,7 +27,7 @@ use super::{
     wire::{session_info, status},
 };
 use crate::{
-    V1Config,
+    ExecMode, V1Config,
     edge::Edge,
     error::{ApiError, ApiResult, Subject},
 };
@@ -95,12 +95,7 @@ pub(crate) fn plain_request(config: &V1Config) -> CreateSandbox {
 
 /// A request, checked, in the domain's words.
 fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox> {
-    let ttl = match request.ttl_seconds {
-        ..0 => return Err(ApiError::invalid("ttl_seconds must be non-negative")),
-        0 => None,
-        1..=TTL_SECONDS_MAX => Some(Duration::from_secs(request.ttl_seconds.unsigned_abs())),
-        _ => return Err(ApiError::invalid("ttl_seconds must not exceed 86400 (24 hours)")),
-    };
+    let ttl = time_to_live(request.ttl_seconds)?;
     refuse_workspace(&request.workspace_id)?;
     if !request.snapshot.is_empty() {
         return Err(ApiError::new(
@@ -141,11 +136,20 @@ fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox>
         ttl,
         labels: request.labels,
         shell: config.shell,
-        warm_shell: request.warm_shell.unwrap_or(true),
+        warm_shell: request.warm_shell.unwrap_or(config.exec_mode == ExecMode::Stateful),
         seccomp,
         workspace: None,
         publish,
     })
+}
+
+fn time_to_live(seconds: i64) -> ApiResult<Option<Duration>> {
+    match seconds {
+        ..0 => Err(ApiError::invalid("ttl_seconds must be non-negative")),
+        0 => Ok(None),
+        1..=TTL_SECONDS_MAX => Ok(Some(Duration::from_secs(seconds.unsigned_abs()))),
+        _ => Err(ApiError::invalid("ttl_seconds must not exceed 86400 (24 hours)")),
+    }
 }
 
 fn network(asked: Option<&Network>) -> ApiResult<Option<NetworkPolicy>> {
@@ -322,7 +326,8 @@ pub(super) async fn get(
         Err(error) => return Err(session_error(&edge, &id, error).await),
     };
     let mut info = session_info(&view);
-    if view.ended.is_none() && view.status.phase == Phase::Running {
+    let stateful = edge.v1.exec_mode == ExecMode::Stateful;
+    if stateful && view.ended.is_none() && view.status.phase == Phase::Running {
         // Where the shell stands is known to the shell alone. If it cannot say, the start directory is the answer.
         if let Ok(toolbox) = edge.service.toolbox(&id).await
             && let Ok(shell) = toolbox.shell_info(sandhaus_protocol::shell::DEFAULT).await
@@ -345,6 +350,27 @@ pub(super) async fn delete(
 ) -> ApiResult<Response<Body>> {
     match edge.service.delete(&id).await {
         Ok(()) => Ok(json(StatusCode::OK, &Okay { ok: true })),
+        Err(error) => Err(session_error(&edge, &id, error).await),
+    }
+}
+
+/// Has a session live longer: until `ttl_seconds` from now at least. Its end only ever moves away, and every use moves
+/// it by the session's own time to live anyway.
+#[utoipa::path(post, path = "/v1/sessions/{id}/extend", tag = "sessions", params(("id" = String, Path)), request_body = ExtendSession, responses(
+    (status = 200, body = SessionInfo),
+    (status = 400, body = ErrorBody, description = "INVALID_REQUEST"),
+    (status = 404, body = ErrorBody, description = "SESSION_NOT_FOUND"),
+    (status = 409, body = ErrorBody, description = "SESSION_NOT_RUNNING"),
+    (status = 410, body = ErrorBody, description = "SESSION_EXPIRED"),
+))]
+pub(super) async fn extend(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+    Json(request): Json<ExtendSession>,
+) -> ApiResult<Response<Body>> {
+    let ttl = time_to_live(request.ttl_seconds)?;
+    match edge.service.extend(&id, ttl).await {
+        Ok(view) => Ok(json(StatusCode::OK, &session_info(&view))),
         Err(error) => Err(session_error(&edge, &id, error).await),
     }
 }

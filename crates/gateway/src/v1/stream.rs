@@ -1,10 +1,10 @@
-//! Commands in a session's shell, followed as they happen: server-sent events.
+//! Commands in a session, followed as they happen: server-sent events.
 //!
 //! What the published clients' parsers need, and so what holds here: the data of an event is one line of ASCII (some
 //! split lines at U+0085 and U+2028), an event is at most [`EVENT_BYTES_MAX`] bytes and goes out in one write of its
 //! own (some forget an event's type between two reads), and a silent stream is kept alive by comments.
 //!
-//! The id of an event is `COMMAND:OFFSET`: which command of the shell, and how many bytes of its terminal the client
+//! The id of an event is `COMMAND:OFFSET`: which command of the session, and how many bytes of its output the client
 //! has seen. Sent back as `Last-Event-ID` it resumes the stream there, of a running command or of one that has ended
 //! lately, without running anything again.
 
@@ -34,7 +34,7 @@ use serde::Serialize;
 use super::{
     SessionPath,
     clean::Cleaner,
-    exec::{Command, Output, Running, terminal},
+    exec::{Command, ExecName, Output, Running, terminal},
     json::{parse, read_body},
 };
 use crate::{
@@ -61,6 +61,9 @@ const FRAMING_BYTES_MAX: usize = 256;
 /// kept back may come on top of a piece.
 const EVENT_TEXT_BYTES: usize = EVENT_BYTES_MAX - FRAMING_BYTES_MAX - ESCAPED_BYTES_MAX * (PIECE_BYTES + 4);
 
+/// Stands for a command that has not said its number: what has no name cannot be taken up.
+const UNNAMED: ExecName = ExecName::Shell(0);
+
 /// Header with which a client takes up a stream.
 const LAST_EVENT_ID: &str = "last-event-id";
 
@@ -82,9 +85,9 @@ pub(super) async fn exec_stream(
     let last = last_event(request.headers())?;
     let body = read_body(request).await?;
     let (started, terminal, limit) = match last {
-        Some(Position { exec_id, offset }) => {
+        Some(Position { name, offset }) => {
             let request = if body.is_empty() { ExecRequest::default() } else { parse(&body)? };
-            let running = Running::resume(Arc::clone(&edge), id, exec_id, offset).await;
+            let running = Running::resume(Arc::clone(&edge), id, name, offset).await;
             (running.map(|running| (running, offset)), terminal(request.raw_output), None)
         }
         None => {
@@ -122,7 +125,7 @@ pub(super) async fn exec_stream(
 /// Where a client stands in a command's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Position {
-    exec_id: u64,
+    name: ExecName,
     offset: u64,
 }
 
@@ -132,8 +135,8 @@ fn last_event(headers: &HeaderMap) -> ApiResult<Option<Position>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let position = text.split_once(':').and_then(|(exec_id, offset)| {
-        Some(Position { exec_id: exec_id.parse().ok()?, offset: offset.parse().ok()? })
+    let position = text.split_once(':').and_then(|(name, offset)| {
+        Some(Position { name: ExecName::parse(name)?, offset: offset.parse().ok()? })
     });
     position.map(Some).ok_or_else(|| ApiError::invalid("Last-Event-ID is not an event id of this API"))
 }
@@ -179,8 +182,8 @@ impl Events {
         let Some((running, cleaner)) = self.running.as_mut() else { return };
         match output {
             Output::Bytes(bytes) => {
-                let exec_id = running.exec_id().unwrap_or_default();
-                chunks(cleaner, exec_id, &bytes, &mut self.pending);
+                let name = running.name().unwrap_or(UNNAMED);
+                chunks(cleaner, name, &bytes, &mut self.pending);
             }
             Output::Lost(offset) => {
                 let mut text = String::new();
@@ -194,14 +197,14 @@ impl Events {
 
     async fn end(&mut self, exit: ShellExit) {
         let Some((running, mut cleaner)) = self.running.take() else { return };
-        let exec_id = running.exec_id().unwrap_or_default();
-        let oom = running.finish().await;
+        let name = running.name().unwrap_or(UNNAMED);
+        let oom = running.finish(exit.exit_code).await;
         let mut rest = String::new();
         cleaner.finish(&mut rest);
         if !rest.is_empty() {
             let mut text = Vec::new();
             escape(&rest, &mut text);
-            self.pending.push_back(chunk(exec_id, cleaner.resume_offset(), &text));
+            self.pending.push_back(chunk(name, cleaner.resume_offset(), &text));
         }
         if exit.timed_out {
             let error = match &self.command {
@@ -219,7 +222,8 @@ impl Events {
             cwd: exit.cwd,
             duration_ms: exit.duration_ms,
             truncated: self.truncated,
-            oom,
+            oom: oom.is_some(),
+            reason: oom,
         };
         self.pending.push_back(event("done", &done));
     }
@@ -232,7 +236,7 @@ impl Events {
 }
 
 /// Cuts output into `chunk` events.
-fn chunks(cleaner: &mut Cleaner, exec_id: u64, bytes: &[u8], events: &mut VecDeque<Bytes>) {
+fn chunks(cleaner: &mut Cleaner, name: ExecName, bytes: &[u8], events: &mut VecDeque<Bytes>) {
     let mut text = String::new();
     let mut escaped = Vec::with_capacity(bytes.len().min(EVENT_BYTES_MAX) + bytes.len() / 8);
     for piece in bytes.chunks(PIECE_BYTES) {
@@ -240,18 +244,18 @@ fn chunks(cleaner: &mut Cleaner, exec_id: u64, bytes: &[u8], events: &mut VecDeq
         cleaner.push(piece, &mut text);
         escape(&text, &mut escaped);
         if escaped.len() >= EVENT_TEXT_BYTES {
-            events.push_back(chunk(exec_id, cleaner.resume_offset(), &escaped));
+            events.push_back(chunk(name, cleaner.resume_offset(), &escaped));
             escaped.clear();
         }
     }
     if !escaped.is_empty() {
-        events.push_back(chunk(exec_id, cleaner.resume_offset(), &escaped));
+        events.push_back(chunk(name, cleaner.resume_offset(), &escaped));
     }
 }
 
-fn chunk(exec_id: u64, offset: u64, escaped: &[u8]) -> Bytes {
+fn chunk(name: ExecName, offset: u64, escaped: &[u8]) -> Bytes {
     let mut out = Vec::with_capacity(escaped.len() + FRAMING_BYTES_MAX);
-    out.extend_from_slice(format!("id: {exec_id}:{offset}\nevent: chunk\ndata: {{\"chunk\":\"").as_bytes());
+    out.extend_from_slice(format!("id: {name}:{offset}\nevent: chunk\ndata: {{\"chunk\":\"").as_bytes());
     out.extend_from_slice(escaped);
     out.extend_from_slice(format!("\",\"timestamp\":{}}}\n\n", Timestamp::now().as_millisecond()).as_bytes());
     out.into()
@@ -356,7 +360,7 @@ mod tests {
         for input in worst {
             let mut cleaner = Cleaner::new(Terminal::Keep, 0);
             let mut events = VecDeque::new();
-            chunks(&mut cleaner, 7, &input, &mut events);
+            chunks(&mut cleaner, ExecName::Shell(7), &input, &mut events);
             let mut text = texts(&events).concat();
             cleaner.finish(&mut text);
             assert_eq!(text, String::from_utf8_lossy(&input));
@@ -377,8 +381,8 @@ mod tests {
     fn ids_tell_where_to_go_on() {
         let mut cleaner = Cleaner::new(Terminal::Strip, 100);
         let mut events = VecDeque::new();
-        chunks(&mut cleaner, 3, b"abc\x1b[3", &mut events);
-        assert!(events[0].starts_with(b"id: 3:103\nevent: chunk\ndata: {\"chunk\":\"abc\",\"timestamp\":"));
+        chunks(&mut cleaner, ExecName::Script(3), b"abc\x1b[3", &mut events);
+        assert!(events[0].starts_with(b"id: s3:103\nevent: chunk\ndata: {\"chunk\":\"abc\",\"timestamp\":"));
     }
 
     #[test]
@@ -399,9 +403,10 @@ mod tests {
                 HeaderValue::from_static(text),
             )]))
         };
-        assert_eq!(parse("7:123").unwrap(), Some(Position { exec_id: 7, offset: 123 }));
+        assert_eq!(parse("7:123").unwrap(), Some(Position { name: ExecName::Shell(7), offset: 123 }));
+        assert_eq!(parse("s7:5").unwrap(), Some(Position { name: ExecName::Script(7), offset: 5 }));
         assert_eq!(parse("").unwrap(), None);
-        for wrong in ["7", "x:1", "1:x", "-1:2", "1:2:3"] {
+        for wrong in ["7", "x:1", "1:x", "-1:2", "1:2:3", "s:1", "s-1:1", "ss1:1"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -39,6 +39,8 @@ type Body = BoxBody<Bytes, std::io::Error>;
 pub(crate) struct Script {
     /// Commands so far.
     commands: Mutex<Vec<String>>,
+    /// Those of them that had a shell of their own.
+    alone: Mutex<Vec<u64>>,
     released: watch::Sender<bool>,
     /// Requests whose body was dropped before its end.
     pub(crate) dropped: watch::Sender<usize>,
@@ -49,6 +51,7 @@ impl Script {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             commands: Mutex::default(),
+            alone: Mutex::default(),
             released: watch::Sender::new(false),
             dropped: watch::Sender::new(0),
             connections: AtomicUsize::new(0),
@@ -63,6 +66,11 @@ impl Script {
     /// Connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Numbers of the commands that had a shell of their own.
+    pub(crate) fn alone(&self) -> Vec<u64> {
+        self.alone.lock().unwrap().clone()
     }
 
     /// How many commands were run.
@@ -106,7 +114,7 @@ async fn answer(
             cwd: "/workspace".into(),
         });
     }
-    if path == "/sandhaus/shell/default/exec" {
+    if path == "/sandhaus/shell/default/exec" || path == "/sandhaus/script" {
         let exec: ShellExec = read(request).await;
         if let Some(status) = exec.cmd.strip_prefix("refuse:") {
             return refuse(status.parse().unwrap(), "refused inside /var/lib/secret");
@@ -116,12 +124,15 @@ async fn answer(
             commands.push(exec.cmd.clone());
             commands.len() as u64
         };
+        script.alone.lock().unwrap().extend((path == "/sandhaus/script").then_some(exec_id));
         return follow(&script, exec_id, 0, First::Yes);
     }
-    if let Some(exec_id) = path.strip_prefix("/sandhaus/shell/default/exec/") {
+    let taken_up = path.strip_prefix("/sandhaus/shell/default/exec/");
+    if let Some(exec_id) = taken_up.or_else(|| path.strip_prefix("/sandhaus/script/")) {
         let offset = request.uri().query().unwrap().strip_prefix("offset=").unwrap().parse().unwrap();
         let exec_id: u64 = exec_id.parse().unwrap();
-        if exec_id > script.commands() as u64 {
+        let alone = script.alone.lock().unwrap().contains(&exec_id);
+        if exec_id > script.commands() as u64 || alone != taken_up.is_none() {
             return refuse(404, "no such command");
         }
         return follow(&script, exec_id, offset, First::No);

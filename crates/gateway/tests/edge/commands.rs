@@ -1,8 +1,8 @@
 //! Blocking commands.
 
 use hyper::{Method, StatusCode};
-use sandhaus_client::wire::ExecRequest;
-use sandhaus_gateway::V1Config;
+use sandhaus_client::wire::{CreateSession, ExecRequest};
+use sandhaus_gateway::{ExecMode, V1Config};
 use sandhaus_sandbox::{Stats, testing::config};
 use serde_json::json;
 
@@ -109,6 +109,69 @@ async fn the_memory_limit_is_told() {
     let result = waiting.await.unwrap().unwrap();
     assert_eq!((result.exit_code, result.oom), (137, true));
     assert!(!edge.client.exec(&id, &command("exit:137")).await.unwrap().oom);
+}
+
+#[tokio::test]
+async fn a_kill_before_the_first_look_is_told_too() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    let kills = |oom_kills| Stats { oom_kills, memory_limit_bytes: Some(64 << 20), ..Stats::default() };
+    // Both have ended before anybody looks at the count.
+    edge.engine.set_stats(kills(1));
+    let killed = edge.client.exec(&id, &command("exit:137")).await.unwrap();
+    let reason = "the memory limit of 64 MiB ended a process of the session";
+    assert_eq!((killed.oom, killed.reason.as_deref()), (true, Some(reason)));
+    // Killed by something else.
+    let killed = edge.client.exec(&id, &command("exit:137")).await.unwrap();
+    assert_eq!((killed.oom, killed.reason), (false, None));
+}
+
+#[tokio::test]
+async fn commands_without_state_have_a_shell_of_their_own() {
+    let v1 = V1Config { exec_mode: ExecMode::Stateless, ..V1Config::default() };
+    let edge = Edge::start_with(config(), v1).await;
+    let id = edge.session().await;
+    let result = edge.client.exec(&id, &command("print:one\\u break print:two exit:3")).await.unwrap();
+    assert_eq!((result.output.as_str(), result.exit_code), ("one€two", 3), "taken up where it broke");
+    assert_eq!(edge.script.alone(), [1]);
+    let stateful = ExecRequest { mode: "stateful".into(), ..command("print:x") };
+    edge.client.exec(&id, &stateful).await.unwrap();
+    assert_eq!(edge.script.alone(), [1]);
+    // No shell is asked where it stands: that would start one.
+    assert_eq!(edge.client.get(&id).await.unwrap().cwd, "/workspace");
+
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    let stateless = ExecRequest { mode: "stateless".into(), ..command("print:x") };
+    edge.client.exec(&id, &stateless).await.unwrap();
+    edge.client.exec(&id, &command("print:x")).await.unwrap();
+    assert_eq!(edge.script.alone(), [1]);
+    assert_eq!(edge.client.get(&id).await.unwrap().cwd, "/where");
+    let path = format!("/v1/sessions/{id}/exec");
+    let answer = edge.call(Method::POST, &path, &json!({ "cmd": "true", "mode": "x" }).to_string()).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    assert_eq!(answer.json()["message"], "mode must be \"stateful\" or \"stateless\"");
+}
+
+#[tokio::test]
+async fn a_session_is_extended_and_never_cut_short() {
+    let edge = Edge::start().await;
+    let request = CreateSession { ttl_seconds: 60, ..CreateSession::default() };
+    let id = edge.client.create(&request).await.unwrap().id;
+    let before = edge.client.get(&id).await.unwrap().expires_at;
+    let extend = async |body: &str| edge.call(Method::POST, &format!("/v1/sessions/{id}/extend"), body).await;
+    let far = extend("{\"ttl_seconds\": 86400}").await;
+    assert_eq!(far.status, StatusCode::OK);
+    let far = far.json()["expires_at"].as_str().unwrap().to_owned();
+    assert!(far > before, "{far} {before}");
+    for shorter in ["{\"ttl_seconds\": 1}", "{}"] {
+        assert_eq!(extend(shorter).await.json()["expires_at"], far);
+    }
+    for wrong in ["{\"ttl_seconds\": -1}", "{\"ttl_seconds\": 86401}", "{\"ttl_seconds\": \"x\"}"] {
+        assert_eq!(extend(wrong).await.status, StatusCode::BAD_REQUEST, "{wrong}");
+    }
+    edge.client.delete(&id).await.unwrap();
+    assert!(extend("{}").await.status.is_client_error());
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ use sandhaus_client::{
     ExecEvent,
     wire::{ExecDone, ExecRequest},
 };
+use sandhaus_gateway::{ExecMode, V1Config};
+use sandhaus_sandbox::testing::config;
 use serde_json::json;
 
 use crate::server::Edge;
@@ -94,11 +96,16 @@ async fn every_event_is_a_piece_of_its_own() {
 
 #[tokio::test]
 async fn a_stream_resumes_after_any_event() {
-    let edge = Edge::start().await;
+    resumes_after_any_event(&Edge::start().await).await;
+    let stateless = V1Config { exec_mode: ExecMode::Stateless, ..V1Config::default() };
+    resumes_after_any_event(&Edge::start_with(config(), stateless).await).await;
+}
+
+async fn resumes_after_any_event(edge: &Edge) {
     let id = edge.session().await;
     let cmd = "print:a\\u\\e[1mb print:\\u\\uc\\e]0;t";
     let mut whole = Vec::new();
-    let mut body = body_of(&edge, &id, cmd, &[]).await;
+    let mut body = body_of(edge, &id, cmd, &[]).await;
     while let Some(frame) = body.frame().await {
         whole.push(String::from_utf8(frame.unwrap().into_data().unwrap().to_vec()).unwrap());
     }
@@ -115,7 +122,7 @@ async fn a_stream_resumes_after_any_event() {
     assert_eq!(text(&whole), "a€b€€c");
     for seen in 1..whole.len() {
         let last = whole[seen - 1].lines().find_map(|line| line.strip_prefix("id: ")).unwrap().to_owned();
-        let mut body = body_of(&edge, &id, "print:not-run", &[("last-event-id", &last)]).await;
+        let mut body = body_of(edge, &id, "print:not-run", &[("last-event-id", &last)]).await;
         let mut rest = Vec::new();
         while let Some(frame) = body.frame().await {
             rest.push(String::from_utf8(frame.unwrap().into_data().unwrap().to_vec()).unwrap());

@@ -550,6 +550,57 @@ async fn time_runs_out_unless_it_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deadline_moves_away_on_request_and_never_back() {
+    let house = House::new();
+    let service = house.open().await;
+    let lasting = CreateSandbox { ttl: Some(Duration::from_secs(60)), ..testing::request() };
+    let view = service.create(lasting).await.expect("created");
+    let (id, created) = (view.sandbox.id, view.sandbox.created_at_ms);
+    let until = |view: SandboxView| view.sandbox.deadlines.expires_at_ms.expect("a deadline") - created;
+    let view = service.extend(&id, Some(Duration::from_secs(3600))).await.expect("live");
+    assert_eq!(until(view), 3_600_000);
+    for shorter in [Some(Duration::from_secs(10)), None] {
+        assert_eq!(until(service.extend(&id, shorter).await.expect("live")), 3_600_000);
+    }
+    service.touch(&id).await.expect("live");
+    assert_eq!(until(service.get(&id).await.expect("live")), 3_600_000);
+    // It lives on beyond its own time to live, and a new server knows.
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    service.set_goal(&id, Goal::Stopped).await.expect("stopped");
+    service.shutdown().await;
+    drop(service);
+    let service = house.open().await;
+    let kept = until(service.get(&id).await.expect("live"));
+    assert!((3_600_000..=3_601_000).contains(&kept), "{kept}");
+    gone_for_good(&service, &id).await;
+    assert_eq!(kind(service.extend(&id, None).await), Kind::Gone);
+
+    let forever = CreateSandbox { ttl: Some(Duration::ZERO), ..testing::request() };
+    let id = service.create(forever).await.expect("created").sandbox.id;
+    let view = service.extend(&id, Some(Duration::from_secs(1))).await.expect("live");
+    assert_eq!(view.sandbox.deadlines.expires_at_ms, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_at_the_memory_limit_know_of_the_look_before() {
+    let house = House::new();
+    let service = house.open().await;
+    let id = service.create(testing::request()).await.expect("created").sandbox.id;
+    let kills = |oom_kills| Stats { oom_kills, memory_limit_bytes: Some(64 << 20), ..Stats::default() };
+    for (now, before) in [(0, 0), (2, 0), (2, 2)] {
+        house.engine.set_stats(kills(now));
+        let look = service.memory_kills(&id).await.expect("runs");
+        assert_eq!(look, MemoryKills { now, before: Some(before), limit_bytes: Some(64 << 20) });
+    }
+    service.shutdown().await;
+    drop(service);
+    let service = house.open().await;
+    settled(&service, &id, Phase::Running).await;
+    assert_eq!(service.memory_kills(&id).await.expect("runs").before, None, "nobody has looked yet");
+    assert_eq!(service.memory_kills(&id).await.expect("runs").before, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn use_holds_the_deadline_open() {
     let house = House::new();
     let service = house.open().await;
