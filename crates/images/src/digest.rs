@@ -1,7 +1,7 @@
 //! What a tree is, as one number.
 //!
-//! A walk in a fixed order over names, types, permissions, owners, contents, link targets, kept extended attributes
-//! and which names are one file. Times are left out: the same files packed on another day are the same image.
+//! A walk in a fixed order over names, types, permissions, owners, contents, link targets, kept extended attributes,
+//! what is hidden of layers below, and which names are one file. Times are left out: the same files packed on another day are the same image.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,10 @@ use rustix::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::{Error, Result, root::keeps_attribute};
+use crate::{
+    Error, Result,
+    root::{OPAQUE_ATTRIBUTE, WHITEOUT, keeps_attribute},
+};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 128 << 10;
@@ -37,7 +40,7 @@ pub(crate) struct Summary {
     pub(crate) digest: String,
     /// Bytes that the content of the files takes on disk, each file once.
     pub(crate) stored_bytes: u64,
-    /// Files, directories and links.
+    /// Files, directories, links and whiteouts.
     pub(crate) entries: u64,
 }
 
@@ -112,11 +115,15 @@ impl Walk<'_> {
             FileType::Directory => b'd',
             FileType::RegularFile => b'f',
             FileType::Symlink => b'l',
+            WHITEOUT if stat.st_rdev == 0 => b'w',
             _ => return Err(Error::Source(format!("{name:?} is neither file, directory nor link"))),
         };
         self.hasher.update([letter]);
         for number in [stat.st_mode & 0o7777, stat.st_uid, stat.st_gid] {
             self.hasher.update(number.to_le_bytes());
+        }
+        if kind == WHITEOUT {
+            return Ok(());
         }
         if kind == FileType::Symlink {
             let target = rustix::fs::readlinkat(parent, name, Vec::new()).map_err(self.failed(name))?;
@@ -156,7 +163,8 @@ impl Walk<'_> {
     }
 
     fn attributes(&mut self, file: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-        let mut kept = extended_attributes(file).map_err(self.failed(name))?;
+        let kept = |name: &[u8]| keeps_attribute(name) || name == OPAQUE_ATTRIBUTE.to_bytes();
+        let mut kept = attributes_of(file, kept).map_err(self.failed(name))?;
         kept.sort_unstable();
         self.hasher.update((kept.len() as u64).to_le_bytes());
         for (attribute, value) in kept {
@@ -178,6 +186,13 @@ impl Walk<'_> {
 
 /// The extended attributes of an open file that belong to an image.
 pub(crate) fn extended_attributes(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<(CString, Vec<u8>)>> {
+    attributes_of(file, keeps_attribute)
+}
+
+fn attributes_of(
+    file: BorrowedFd<'_>,
+    keep: impl Fn(&[u8]) -> bool,
+) -> rustix::io::Result<Vec<(CString, Vec<u8>)>> {
     let mut kept = Vec::new();
     let length = match rustix::fs::flistxattr_query(file) {
         Ok(length) => length,
@@ -191,7 +206,7 @@ pub(crate) fn extended_attributes(file: BorrowedFd<'_>) -> rustix::io::Result<Ve
     let length = rustix::fs::flistxattr(file, &mut *list)?;
     for name in list[..length].split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        if !keeps_attribute(name.to_bytes()) {
+        if !keep(name.to_bytes()) {
             continue;
         }
         let mut value = vec![0; ATTRIBUTE_BYTES_MAX];

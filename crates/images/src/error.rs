@@ -12,6 +12,14 @@ pub enum Error {
     /// The name is not one: letters, digits, `.`, `_`, `-`, `/` and `:`, at most 128 bytes.
     #[error("image name {0:?} is not valid")]
     Name(String),
+    /// What should name an image in a registry does not.
+    #[error("{reference:?} names no image of a registry: {problem}")]
+    Reference {
+        /// What was given.
+        reference: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// No such image.
     #[error("image {0} is not there")]
     NotFound(String),
@@ -31,6 +39,58 @@ pub enum Error {
         what: &'static str,
         /// The most.
         limit: u64,
+    },
+    /// The registry has no such image.
+    #[error("image {0} is not in its registry")]
+    NotInRegistry(String),
+    /// The registry wants to know who asks, or does not let them.
+    #[error("registry {registry} refuses access to {repository}: {reason}")]
+    Refused {
+        /// Its name.
+        registry: String,
+        /// What was asked for.
+        repository: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The registry cannot be reached or answers what it should not.
+    #[error("registry {registry} {problem}")]
+    Registry {
+        /// Its name.
+        registry: String,
+        /// What it did.
+        problem: String,
+        /// Why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The image is there, but not for this kind of machine.
+    #[error("image {reference} is not made for {wanted}, only for {available}")]
+    Platform {
+        /// What was asked for.
+        reference: String,
+        /// The kind of machine.
+        wanted: String,
+        /// The kinds it is made for.
+        available: String,
+    },
+    /// What arrived is not what its digest names.
+    #[error("{what} is not what was asked for: it has digest {found}, not {expected}")]
+    Digest {
+        /// What arrived.
+        what: String,
+        /// The digest it should have.
+        expected: String,
+        /// The digest it has.
+        found: String,
+    },
+    /// What is stored has changed since.
+    #[error("image {image} is damaged: {problem}")]
+    Damaged {
+        /// The image.
+        image: String,
+        /// What is wrong.
+        problem: String,
     },
     /// The file system failed.
     #[error("image storage failed at {}", path.display())]

@@ -22,6 +22,7 @@ use crate::{
     Error, Result,
     archive::{Archive, Bounded, Counted, MemberKind},
     digest::extended_attributes,
+    registry::manifest::Platform,
     root::{Attributes, EntryPath, Limits, Root},
 };
 
@@ -36,19 +37,29 @@ const MAGIC_BYTES: usize = 6;
 pub struct ImportOptions {
     /// Replace the name if it is taken.
     pub replace: bool,
+    /// The kind of machine whose image is taken from a source that has several; absent: this one's.
+    pub platform: Option<Platform>,
 }
 
 /// Called with bytes read so far and the total where it is known.
-type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 
 /// What of a source did not go into the image.
 #[derive(Debug, Default)]
-struct LeftOut {
+pub(crate) struct LeftOut {
     devices: u64,
     pipes: u64,
 }
 
 impl LeftOut {
+    /// Notes it in the log.
+    pub(crate) fn tell(&self) {
+        let Self { devices, pipes } = self;
+        if devices + pipes > 0 {
+            tracing::info!(devices, pipes, "device files, pipes and sockets are not part of the image");
+        }
+    }
+
     /// Device files below `dev` are what every packed root file system has; sandboxes get their own. Elsewhere they
     /// are refused: nothing good needs them, and overlayfs would read some as "deleted".
     fn device(&mut self, path: &EntryPath) -> Result<()> {
@@ -69,7 +80,7 @@ pub(crate) fn fill(
     catalogue: &Path,
     limits: Limits,
     progress: Progress<'_>,
-) -> Result<()> {
+) -> Result<Contents> {
     let file = rustix::fs::open(
         source,
         OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC,
@@ -79,7 +90,7 @@ pub(crate) fn fill(
     let stat = rustix::fs::fstat(&file).map_err(Error::at(source))?;
     let allowance = limits.expansion_allowance_bytes;
     let mut root = Root::open(tree, limits)?;
-    let left_out = match FileType::from_raw_mode(stat.st_mode) {
+    let (left_out, contents) = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {
             let total = u64::try_from(stat.st_size).unwrap_or(0);
             unpack(file, total, source, &mut root, allowance, progress)?
@@ -98,18 +109,16 @@ pub(crate) fn fill(
                 progress,
             };
             copy.directory(&file, &EntryPath::parse(b"")?)?;
-            copy.left_out
+            (copy.left_out, Contents::Root)
         }
         _ => return Err(Error::Source("it is neither an archive nor a directory".to_owned())),
     };
     if root.is_empty() {
         return Err(Error::Source("it holds no files".to_owned()));
     }
-    if left_out.devices + left_out.pipes > 0 {
-        let LeftOut { devices, pipes } = left_out;
-        tracing::info!(devices, pipes, "device files, pipes and sockets are not part of the image");
-    }
-    root.finish()
+    left_out.tell();
+    root.finish()?;
+    Ok(contents)
 }
 
 /// Unpacks an archive.
@@ -120,63 +129,164 @@ fn unpack(
     root: &mut Root,
     allowance: u64,
     progress: Progress<'_>,
-) -> Result<LeftOut> {
+) -> Result<(LeftOut, Contents)> {
     let count = Rc::new(Cell::new(0));
-    let mut file = std::fs::File::from(file);
-    let mut magic = Vec::new();
-    (&mut file).take(MAGIC_BYTES as u64).read_to_end(&mut magic).map_err(Error::at(source))?;
-    let compressed = Counted::new(io::Cursor::new(magic.clone()).chain(file), Rc::clone(&count));
-    let reader: Box<dyn Read> = match magic.as_slice() {
-        [] => return Err(Error::Source("it is empty".to_owned())),
-        [0x1f, 0x8b, ..] => {
-            let decoder =
-                flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(COPY_BYTES, compressed));
-            Box::new(Bounded::new(decoder, Rc::clone(&count), allowance))
-        }
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            let decoder = zstd::Decoder::new(compressed).map_err(Error::at(source))?;
-            Box::new(Bounded::new(decoder, Rc::clone(&count), allowance))
-        }
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => return Err(unknown_compression("xz")),
-        [b'B', b'Z', b'h', ..] => return Err(unknown_compression("bzip2")),
-        [b'P', b'K', 3, 4, ..] => return Err(unknown_compression("zip")),
-        _ => Box::new(compressed),
-    };
+    let compressed = Counted::new(std::fs::File::from(file), Rc::clone(&count));
+    let reader = decoder(compressed, &count, allowance).map_err(|error| decoder_failure(error, source))?;
     let reader = io::BufReader::with_capacity(COPY_BYTES, reader);
     let mut archive = Archive::new(reader, source.to_path_buf());
-    let mut left_out = LeftOut::default();
-    let mut buffer = vec![0; COPY_BYTES];
     let mut kind_of_archive = KindOfArchive::default();
-    while let Some(member) = archive.next()? {
-        let (path, attributes) = (&member.path, &member.attributes);
-        kind_of_archive.notice(path);
-        match &member.kind {
-            MemberKind::Directory => root.directory(path, attributes)?,
-            MemberKind::Symlink(target) => root.symlink(path, target, attributes)?,
-            MemberKind::HardLink(target) => root.hard_link(path, target)?,
-            MemberKind::Device => left_out.device(path)?,
-            MemberKind::Pipe => left_out.pipes += 1,
-            MemberKind::File(length, pieces) => {
-                let mut file = root.create(path)?;
-                for piece in pieces {
-                    root.extend(&mut file, piece.offset)?;
-                    let end = piece.offset + piece.length;
-                    while file.length() < end {
-                        let wanted =
-                            usize::try_from(end - file.length()).unwrap_or(usize::MAX).min(COPY_BYTES);
-                        let read = archive.read_data(&mut buffer[..wanted])?;
-                        root.append(&mut file, &buffer[..read])?;
-                        progress(count.get(), Some(total));
-                    }
-                }
-                root.extend(&mut file, *length)?;
-                root.finish_file(file, attributes)?;
-            }
+    let mut left_out = LeftOut::default();
+    let mut place = Placing { root, whiteouts: Whiteouts::Names, left_out: &mut left_out };
+    let mut notice = |path: Option<&EntryPath>| {
+        if let Some(path) = path {
+            kind_of_archive.notice(path);
         }
         progress(count.get(), Some(total));
+    };
+    place.all(&mut archive, &mut notice)?;
+    Ok((left_out, kind_of_archive.kind()))
+}
+
+/// Undoes the compression of what is read, told by its first bytes. `count` counts what was read through `compressed`.
+pub(crate) fn decoder<'a>(
+    mut compressed: impl Read + 'a,
+    count: &Rc<Cell<u64>>,
+    allowance: u64,
+) -> io::Result<Box<dyn Read + 'a>> {
+    let mut magic = Vec::new();
+    (&mut compressed).take(MAGIC_BYTES as u64).read_to_end(&mut magic)?;
+    let compressed = io::Cursor::new(magic.clone()).chain(compressed);
+    let refuse = |problem: Compression| Err(io::Error::other(problem));
+    Ok(match magic.as_slice() {
+        [] => return refuse(Compression::Empty),
+        [0x1f, 0x8b, ..] => {
+            let decoder =
+                flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(COPY_BYTES, compressed));
+            Box::new(Bounded::new(decoder, Rc::clone(count), allowance))
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let decoder = zstd::Decoder::new(compressed)?;
+            Box::new(Bounded::new(decoder, Rc::clone(count), allowance))
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => return refuse(Compression::Unknown("xz")),
+        [b'B', b'Z', b'h', ..] => return refuse(Compression::Unknown("bzip2")),
+        [b'P', b'K', 3, 4, ..] => return refuse(Compression::Unknown("zip")),
+        _ => Box::new(compressed),
+    })
+}
+
+/// Why something cannot be decompressed at all.
+#[derive(Debug, thiserror::Error)]
+enum Compression {
+    #[error("it is empty")]
+    Empty,
+    #[error("it is compressed with {0}; tar, tar.gz and tar.zst are accepted")]
+    Unknown(&'static str),
+}
+
+/// What a failure to begin decompression means.
+pub(crate) fn decoder_failure(error: io::Error, source: &Path) -> Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Compression>()) {
+        Some(problem) => Error::Source(problem.to_string()),
+        None => Error::at(source)(error),
     }
-    kind_of_archive.check()?;
-    Ok(left_out)
+}
+
+/// Whether names say what of layers below is hidden.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whiteouts {
+    /// `.wh.NAME` hides NAME, as layers have it.
+    Meant,
+    /// They are names like any other.
+    Names,
+}
+
+/// Begins the name of a whiteout.
+const WHITEOUT_PREFIX: &[u8] = b".wh.";
+
+/// Hides all that layers below have in its directory.
+const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Begins further names that some tools leave; they mean nothing to us.
+const WHITEOUT_META_PREFIX: &[u8] = b".wh..wh.";
+
+/// The members of an archive on their way into a tree.
+pub(crate) struct Placing<'a> {
+    pub(crate) root: &'a mut Root,
+    pub(crate) whiteouts: Whiteouts,
+    pub(crate) left_out: &'a mut LeftOut,
+}
+
+impl Placing<'_> {
+    /// Places every member; `notice` is called with each path, and while a large file is written.
+    pub(crate) fn all<R: Read>(
+        &mut self,
+        archive: &mut Archive<R>,
+        notice: &mut dyn FnMut(Option<&EntryPath>),
+    ) -> Result<()> {
+        let mut buffer = vec![0; COPY_BYTES];
+        while let Some(member) = archive.next()? {
+            notice(Some(&member.path));
+            if self.whiteouts == Whiteouts::Meant && self.whiteout(&member.path)? {
+                continue;
+            }
+            let (path, attributes) = (&member.path, &member.attributes);
+            match &member.kind {
+                MemberKind::Directory => self.root.directory(path, attributes)?,
+                MemberKind::Symlink(target) => self.root.symlink(path, target, attributes)?,
+                MemberKind::HardLink(target) => self.root.hard_link(path, target)?,
+                // Layers of images are what others made; a device in them is as useless, but nobody's fault.
+                MemberKind::Device if self.whiteouts == Whiteouts::Meant => self.left_out.devices += 1,
+                MemberKind::Device => self.left_out.device(path)?,
+                MemberKind::Pipe => self.left_out.pipes += 1,
+                MemberKind::File(length, pieces) => {
+                    let mut file = self.root.create(path)?;
+                    for piece in pieces {
+                        self.root.extend(&mut file, piece.offset)?;
+                        let end = piece.offset + piece.length;
+                        while file.length() < end {
+                            let wanted =
+                                usize::try_from(end - file.length()).unwrap_or(usize::MAX).min(COPY_BYTES);
+                            let read = archive.read_data(&mut buffer[..wanted])?;
+                            self.root.append(&mut file, &buffer[..read])?;
+                            notice(None);
+                        }
+                    }
+                    self.root.extend(&mut file, *length)?;
+                    self.root.finish_file(file, attributes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the member only hides something of layers below.
+    fn whiteout(&mut self, path: &EntryPath) -> Result<bool> {
+        let (parent, name) = path.split();
+        if name == WHITEOUT_OPAQUE {
+            self.root.opaque(&EntryPath::parse(parent)?)?;
+        } else if name.starts_with(WHITEOUT_META_PREFIX) {
+            // Nothing to do.
+        } else if let Some(hidden) = name.strip_prefix(WHITEOUT_PREFIX) {
+            if matches!(hidden, b"" | b"." | b"..") {
+                return Err(Error::Source(format!("entry {path} hides nothing that can be named")));
+            }
+            self.root.whiteout(&EntryPath::parse(parent)?.join(hidden)?)?;
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+}
+
+/// What an archive or a directory turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// A root file system.
+    Root,
+    /// An image in layers, to be put together.
+    Layered,
 }
 
 /// Tells the archive of a root file system from one of an image in layers.
@@ -195,20 +305,9 @@ impl KindOfArchive {
             ["bin", "usr", "etc"].iter().any(|name| path.as_bytes() == name.as_bytes() || path.is_in(name));
     }
 
-    fn check(&self) -> Result<()> {
-        if (self.layout || self.manifest) && !self.programs {
-            return Err(Error::Source(
-                "it is an image in layers (OCI or docker save), not a root file system; \
-                 pack the file system of a container of it instead, as docker export does"
-                    .to_owned(),
-            ));
-        }
-        Ok(())
+    fn kind(&self) -> Contents {
+        if (self.layout || self.manifest) && !self.programs { Contents::Layered } else { Contents::Root }
     }
-}
-
-fn unknown_compression(name: &str) -> Error {
-    Error::Source(format!("it is compressed with {name}; tar, tar.gz and tar.zst are accepted"))
 }
 
 /// A directory being copied.

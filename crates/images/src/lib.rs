@@ -1,27 +1,42 @@
 //! Local image trees: what a sandbox's root file system is made of.
 //!
-//! An image is a stack of directories (layers) plus binds, with the defaults its maker gave (environment, user,
-//! work directory). This crate imports them, keeps the catalogue and answers [`Catalogue::tree`]. It knows no
-//! sandbox and no engine: layers are only ever read by those, and unpacking can never write outside its own folder.
+//! An image is a stack of directories (layers, shared between images) plus binds, with the defaults its maker gave
+//! (environment, user, work directory, command). This crate pulls them from registries, imports and exports them, keeps
+//! the catalogue and answers [`Catalogue::tree`]. It knows no sandbox and no engine: layers are only ever read by those,
+//! and unpacking can never write outside its own folder. It starts no other program.
+//!
+//! Reading order: `root` (writing a tree from names that nobody has checked), `archive`, `import`, `layer`, `store` (what
+//! lies where), `content` and `catalogue` (names and images), `registry` and `pull`.
 
+mod account;
 mod archive;
+mod blob;
 mod catalogue;
+mod content;
 mod digest;
 mod error;
 mod host;
 mod import;
+mod layer;
+mod layout;
+mod merged;
 mod name;
 mod pax;
+mod pull;
+mod registry;
 mod root;
 mod scaffold;
 mod store;
 #[cfg(test)]
 mod tests;
 
-pub use catalogue::{Catalogue, Image, Kind};
+pub use account::Account;
+pub use catalogue::{Catalogue, Image, ImageDetails, Kind, LayerInfo, Prune, Pruned};
 pub use error::{Error, Result};
 pub use import::ImportOptions;
 pub use name::{IMAGE_NAME_BYTES_MAX, ImageName};
+pub use pull::{LayerSize, LayerState, Progress, PullOptions, PullProgress};
+pub use registry::{client::PlainHttp, credentials::Credentials, manifest::Platform, reference::Reference};
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -62,9 +77,15 @@ pub struct ImageConfig {
     /// User, as the image names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Entry point and default arguments.
+    /// That user, as the image's own account files have it; absent if there is no `user`, or if they do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
+    /// Program that is to be run, with its first arguments.
     #[serde(default)]
     pub entrypoint: Vec<String>,
+    /// Its further arguments unless others are given, or the whole command where there is no entry point.
+    #[serde(default)]
+    pub cmd: Vec<String>,
 }
 
 /// Directories that every scaffold has, with their modes: the engine's mount points and the places a workload expects.

@@ -5,7 +5,8 @@
 //! component is only ever created, never opened through. Symbolic links are data here. Everything written is counted.
 
 use std::{
-    ffi::{CString, OsStr},
+    collections::BTreeSet,
+    ffi::{CStr, CString, OsStr},
     fmt,
     fs::File,
     io,
@@ -47,6 +48,12 @@ const IDS_END: u64 = 65536;
 
 /// What may come out of a decompressor before its rate of expansion counts.
 const EXPANSION_ALLOWANCE_BYTES: u64 = 256 << 20;
+
+/// Most bytes of paths remembered of directories that an archive implies without listing them.
+const IMPLIED_BYTES_MAX: u64 = 1 << 20;
+
+/// What overlayfs takes as "nothing of the layers below shows in this directory".
+pub(crate) const OPAQUE_ATTRIBUTE: &CStr = c"trusted.overlay.opaque";
 
 /// How much may be written. The fields differ from their default only in tests.
 #[derive(Debug, Clone)]
@@ -122,7 +129,7 @@ impl EntryPath {
     }
 
     /// The path of the directory it lies in, and its name there.
-    fn split(&self) -> (&[u8], &[u8]) {
+    pub(crate) fn split(&self) -> (&[u8], &[u8]) {
         match self.0.iter().rposition(|byte| *byte == b'/') {
             Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
             None => (b"", &self.0),
@@ -194,6 +201,9 @@ pub(crate) fn keeps_attribute(name: &[u8]) -> bool {
     name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
+/// How a name that hides what is below it is stored: as overlayfs reads it. Nothing else of this kind is ever made.
+pub(crate) const WHITEOUT: FileType = FileType::CharacterDevice;
+
 /// A tree being written.
 #[derive(Debug)]
 pub(crate) struct Root {
@@ -208,6 +218,9 @@ pub(crate) struct Root {
     last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Times of directories, which writing into them changes; set at the end.
     times: Vec<(EntryPath, Timespec)>,
+    /// Directories that were made only because something lies in them.
+    implied: BTreeSet<Vec<u8>>,
+    implied_bytes: u64,
 }
 
 /// A file being written, not yet with its attributes.
@@ -243,6 +256,8 @@ impl Root {
             remembered_bytes: 0,
             last_parent: None,
             times: Vec::new(),
+            implied: BTreeSet::new(),
+            implied_bytes: 0,
         })
     }
 
@@ -256,13 +271,15 @@ impl Root {
         within("total length of directory paths", self.remembered_bytes, REMEMBERED_BYTES_MAX)?;
         let parent = self.parent_of(path)?;
         let name = OsStr::from_bytes(path.split().1);
+        self.implied.remove(path.as_bytes());
+        let mut replaces_whiteout = false;
         if let Err(error) = rustix::fs::mkdirat(&*parent, name, Mode::from_raw_mode(0o700)) {
             if error != Errno::EXIST {
                 return Err(self.at(path, error));
             }
-            let there = rustix::fs::statat(&*parent, name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| self.at(path, error))?;
-            if FileType::from_raw_mode(there.st_mode) != FileType::Directory {
+            let there = self.kind_of(&parent, path)?;
+            if there != Some(FileType::Directory) {
+                replaces_whiteout = there == Some(WHITEOUT);
                 self.remove(&parent, path)?;
                 rustix::fs::mkdirat(&*parent, name, Mode::from_raw_mode(0o700))
                     .map_err(|error| self.at(path, error))?;
@@ -276,8 +293,56 @@ impl Root {
         )
         .map_err(|error| self.at(path, error))?;
         self.apply(directory.as_fd(), path, attributes)?;
+        if replaces_whiteout {
+            self.hide_below(directory.as_fd(), path)?;
+        }
         self.times.push((path.clone(), attributes.modified));
         Ok(())
+    }
+
+    /// Hides what layers below have under this name. What this tree has there itself stays.
+    pub(crate) fn whiteout(&mut self, path: &EntryPath) -> Result<()> {
+        self.refuse_root(path)?;
+        self.count_entry()?;
+        let parent = self.parent_of(path)?;
+        let name = OsStr::from_bytes(path.split().1);
+        match self.kind_of(&parent, path)? {
+            None => rustix::fs::mknodat(&*parent, name, WHITEOUT, Mode::empty(), 0)
+                .map_err(|error| self.at(path, error)),
+            Some(FileType::Directory) => self.opaque(path),
+            // It hides what is below by being there.
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Hides all that layers below have in this directory.
+    pub(crate) fn opaque(&mut self, path: &EntryPath) -> Result<()> {
+        self.count_entry()?;
+        let directory = self.directory_at(path)?;
+        // It may be empty and be removed again, so it is no place to remember.
+        self.last_parent = None;
+        let opened = rustix::fs::openat(
+            &*directory,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|error| self.at(path, error))?;
+        self.hide_below(opened.as_fd(), path)
+    }
+
+    fn hide_below(&self, directory: BorrowedFd<'_>, path: &EntryPath) -> Result<()> {
+        rustix::fs::fsetxattr(directory, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())
+            .map_err(|error| self.at(path, error))
+    }
+
+    /// What has this name; `None` if nothing does.
+    fn kind_of(&self, parent: &OwnedFd, path: &EntryPath) -> Result<Option<FileType>> {
+        match rustix::fs::statat(parent, OsStr::from_bytes(path.split().1), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) => Ok(Some(FileType::from_raw_mode(there.st_mode))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.at(path, error)),
+        }
     }
 
     /// Makes a symbolic link. Its target is kept as it is and never looked at.
@@ -322,7 +387,12 @@ impl Root {
             self.open_directory(target.split().0).map_err(|_not_there_or_through_a_link| refused())?;
         let target_name = OsStr::from_bytes(target.split().1);
         match rustix::fs::statat(&target_parent, target_name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {}
+            // A link is never followed by the call that names it again.
+            Ok(there)
+                if matches!(
+                    FileType::from_raw_mode(there.st_mode),
+                    FileType::RegularFile | FileType::Symlink
+                ) => {}
             Ok(_) | Err(Errno::NOENT) => return Err(refused()),
             Err(error) => return Err(self.at(target, error)),
         }
@@ -411,9 +481,23 @@ impl Root {
         Ok(())
     }
 
+    /// Directories that were made only because something lies in them.
+    pub(crate) fn implied(&self) -> impl Iterator<Item = &[u8]> {
+        self.implied.iter().map(Vec::as_slice)
+    }
+
     /// The directory that a path lies in, made with what leads to it if it is not there.
     fn parent_of(&mut self, path: &EntryPath) -> Result<Rc<OwnedFd>> {
-        let parent = path.split().0;
+        self.reach(path, path.split().0)
+    }
+
+    /// The directory that a path names, made with what leads to it if it is not there.
+    fn directory_at(&mut self, path: &EntryPath) -> Result<Rc<OwnedFd>> {
+        self.reach(path, path.as_bytes())
+    }
+
+    /// The directory `parent`, on the way to `path` or that itself.
+    fn reach(&mut self, path: &EntryPath, parent: &[u8]) -> Result<Rc<OwnedFd>> {
         if parent.is_empty() {
             return Ok(Rc::clone(&self.directory));
         }
@@ -424,7 +508,8 @@ impl Root {
         }
         let directory = match self.open_directory(parent) {
             Ok(directory) => directory,
-            Err(Errno::NOENT) => {
+            // The second: a whiteout may stand in the way, which gives way.
+            Err(Errno::NOENT | Errno::NOTDIR) => {
                 self.make_parents(path, parent)?;
                 self.open_directory(parent).map_err(|error| self.refused(path, error))?
             }
@@ -438,27 +523,41 @@ impl Root {
     /// Makes the missing directories on the way to `path`.
     fn make_parents(&mut self, path: &EntryPath, parent: &[u8]) -> Result<()> {
         let mut directory = Rc::clone(&self.directory);
+        let mut end = 0;
         for name in parent.split(|byte| *byte == b'/') {
+            end += name.len();
+            let here = EntryPath(parent[..end].to_vec());
+            end += 1;
             let name = OsStr::from_bytes(name);
-            match rustix::fs::mkdirat(&*directory, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) => {
-                    self.count_entry()?;
-                    // The process's umask may have taken bits away.
-                    rustix::fs::chmodat(&*directory, name, Mode::from_raw_mode(0o755), AtFlags::empty())
-                        .map_err(|error| self.at(path, error))?;
-                }
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(self.at(path, error)),
+            let replaces_whiteout = self.kind_of(&directory, &here)? == Some(WHITEOUT);
+            if replaces_whiteout {
+                self.remove(&directory, &here)?;
             }
-            directory = Rc::new(
-                rustix::fs::openat(
-                    &*directory,
-                    name,
-                    OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-                .map_err(|error| self.refused(path, error))?,
-            );
+            let made = match rustix::fs::mkdirat(&*directory, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(error) => return Err(self.at(path, error)),
+            };
+            if made {
+                self.count_entry()?;
+                // The process's umask may have taken bits away.
+                rustix::fs::chmodat(&*directory, name, Mode::from_raw_mode(0o755), AtFlags::empty())
+                    .map_err(|error| self.at(path, error))?;
+                self.implied_bytes += here.0.len() as u64;
+                within("total length of implied paths", self.implied_bytes, IMPLIED_BYTES_MAX)?;
+                self.implied.insert(here.0.clone());
+            }
+            let opened = rustix::fs::openat(
+                &*directory,
+                name,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(|error| self.refused(path, error))?;
+            if replaces_whiteout {
+                self.hide_below(opened.as_fd(), &here)?;
+            }
+            directory = Rc::new(opened);
         }
         Ok(())
     }

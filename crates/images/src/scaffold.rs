@@ -3,15 +3,11 @@
 //! A directory of the scaffold merges with the image's own where that is a directory too, and hides it where it is
 //! anything else; so no symbolic link of an image ever stands at a mount point.
 
-use std::path::Path;
-
-use rustix::{
-    fs::{FileType, Mode, OFlags, ResolveFlags},
-    io::Errno,
-};
+use std::{io::Read as _, path::Path};
 
 use crate::{
-    Error, Result, SCAFFOLD_DIRS, WORKLOAD_HOME, WORKLOAD_ID, WORKLOAD_NAME,
+    Account, Error, Result, SCAFFOLD_DIRS, WORKLOAD_HOME, WORKLOAD_ID, WORKLOAD_NAME,
+    merged::{Merged, Node},
     root::{Attributes, EntryPath, Limits, Root},
 };
 
@@ -56,25 +52,39 @@ impl Accounts {
         Self { passwd, group }
     }
 
-    /// The accounts for the tree at `image`.
-    fn of_image(image: &Path) -> Result<Self> {
+    /// The accounts for an image.
+    fn of_image(image: &Merged) -> Result<Self> {
         let passwd = read_inside(image, "etc/passwd")?;
         let group = read_inside(image, "etc/group")?;
-        let shell = if read_inside(image, "bin/bash")?.is_some() { "/bin/bash" } else { "/bin/sh" };
+        let shell = if is_file(image, "bin/bash")? { "/bin/bash" } else { "/bin/sh" };
         Ok(Self::merged(non_empty(passwd.as_ref()), non_empty(group.as_ref()), shell))
     }
 }
 
-/// Makes the scaffold of the imported tree at `image` in the empty directory `scaffold`.
-pub(crate) fn build(image: &Path, scaffold: &Path) -> Result<()> {
+/// Makes the scaffold of an image in the empty directory `scaffold`. `implied` are directories that its layers hold
+/// without saying what they are like, with what layers below say.
+pub(crate) fn build(image: &Merged, implied: &[(String, Attributes)], scaffold: &Path) -> Result<()> {
     let mut root = Root::open(scaffold, Limits::default())?;
     directories(&mut root)?;
+    for (path, attributes) in implied {
+        if SCAFFOLD_DIRS.iter().all(|(scaffold, _)| scaffold != path) {
+            root.directory(&EntryPath::parse(path.as_bytes())?, attributes)?;
+        }
+    }
     accounts(&mut root, &Accounts::of_image(image)?)?;
     // Exported containers have an empty file here, which their runtime filled.
     if non_empty(read_inside(image, "etc/hosts")?.as_ref()).is_none() {
         hosts(&mut root)?;
     }
     root.finish()
+}
+
+/// The account that an image's configuration names, if it has it.
+pub(crate) fn account(image: &Merged, user: &str) -> Result<Option<Account>> {
+    let passwd = read_inside(image, "etc/passwd")?;
+    let group = read_inside(image, "etc/group")?;
+    let bytes = |file: &Option<Contents>| non_empty(file.as_ref()).unwrap_or_default().to_vec();
+    Ok(Account::find(user, &bytes(&passwd), &bytes(&group)))
 }
 
 /// Makes the directories that every scaffold has.
@@ -119,56 +129,23 @@ fn with_entry(file: &[u8], line: impl Fn(&str) -> String) -> Vec<u8> {
     merged
 }
 
-/// The first bytes of a regular file of an image, following its links as a process inside would. `None` if it is not
-/// there, is no regular file, or, for account files, is longer than one may be.
-fn read_inside(image: &Path, path: &str) -> Result<Option<Contents>> {
-    let failed = || Error::at(image.join(path));
-    let root = rustix::fs::open(
-        image,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(Error::at(image))?;
-    let opened = rustix::fs::openat2(
-        &root,
-        path,
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV,
-    );
-    let file = match opened {
-        Ok(file) => file,
-        Err(
-            Errno::NOENT
-            | Errno::NOTDIR
-            | Errno::LOOP
-            | Errno::XDEV
-            | Errno::ISDIR
-            | Errno::NXIO
-            | Errno::ACCESS,
-        ) => return Ok(None),
-        Err(error) => return Err(failed()(error)),
-    };
-    let stat = rustix::fs::fstat(&file).map_err(failed())?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Ok(None);
-    }
+/// A small file of an image. `None` if it is not there or is no regular file.
+fn read_inside(image: &Merged, path: &str) -> Result<Option<Contents>> {
+    let Some(Node::File(file, stat)) = image.find(path)? else { return Ok(None) };
     let length = usize::try_from(stat.st_size).unwrap_or(usize::MAX);
     if length > ACCOUNT_BYTES_MAX {
         return Ok(Some(Contents::TooLong));
     }
-    let mut content = vec![0; length];
-    let mut filled = 0;
-    while filled < length {
-        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut content[filled..]))
-            .map_err(failed())?
-        {
-            0 => break,
-            count => filled += count,
-        }
-    }
-    content.truncate(filled);
+    let mut content = Vec::with_capacity(length);
+    std::fs::File::from(file)
+        .take(ACCOUNT_BYTES_MAX as u64)
+        .read_to_end(&mut content)
+        .map_err(Error::at(path))?;
     Ok(Some(Contents::Whole(content)))
+}
+
+fn is_file(image: &Merged, path: &str) -> Result<bool> {
+    Ok(matches!(image.find(path)?, Some(Node::File(..))))
 }
 
 /// What a file of an image holds.

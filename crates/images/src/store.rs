@@ -3,10 +3,15 @@
 //! ```text
 //! lock                   held while names or contents change, and for nothing that takes long
 //! names/<name>.json      what a name stands for
-//! content/<hex>/         one imported tree, whole or not there
-//!     image.json         what is known of it
-//!     tree/              the root file system
-//!     scaffold-<n>/      the layer above it
+//! content/<hex>/         one image, whole or not there
+//!     image.json         what is known of it, and its layers
+//!     config.json        its configuration as its maker wrote it, if it has one
+//!     scaffold-<n>/      the layer above all others
+//!     tree/              the root file system, in images from before layers were shared
+//! layers/<hex>/          one layer, whole or not there
+//!     layer.json         what is known of it
+//!     tree/              what is stacked
+//! partial/<hex>          what has arrived of a blob; locked by whoever fetches it
 //! host/<hex>/            one state of the host's view: scaffold/ and view.json
 //! host/current.json      which of them holds, and what of the host it was made from
 //! tmp/<random>           everything half done; locked by its maker, removed by whoever opens the catalogue next
@@ -31,10 +36,10 @@ use rustix::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Error, Result, digest::hexadecimal};
+use crate::{Error, Result, blob::BlobDigest, digest::hexadecimal};
 
 /// Largest record that is read.
-const RECORD_BYTES_MAX: u64 = 1 << 20;
+const RECORD_BYTES_MAX: u64 = 8 << 20;
 
 /// The folders of one catalogue.
 #[derive(Debug)]
@@ -62,6 +67,8 @@ impl Store {
             root.to_path_buf(),
             root.join("names"),
             root.join("content"),
+            root.join("layers"),
+            root.join("partial"),
             root.join("host"),
             root.join("tmp"),
         ] {
@@ -85,6 +92,24 @@ impl Store {
 
     pub(crate) fn contents(&self) -> PathBuf {
         self.root.join("content")
+    }
+
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    /// Where a layer lies or will lie.
+    pub(crate) fn layer(&self, id: &BlobDigest) -> PathBuf {
+        self.layers().join(id.hex())
+    }
+
+    pub(crate) fn partials(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
+    /// Where a blob lies that has not arrived whole.
+    pub(crate) fn partial(&self, digest: &BlobDigest) -> PathBuf {
+        self.partials().join(digest.hex())
     }
 
     pub(crate) fn host(&self) -> PathBuf {

@@ -117,8 +117,15 @@ impl From<sandhaus_images::Error> for Error {
     fn from(error: sandhaus_images::Error) -> Self {
         use sandhaus_images::Error as Image;
         let kind = match &error {
-            Image::Name(_) | Image::Source(_) | Image::TooLarge { .. } => Kind::Invalid,
-            Image::NotFound(_) => Kind::NotFound,
+            Image::Name(_)
+            | Image::Source(_)
+            | Image::TooLarge { .. }
+            | Image::Reference { .. }
+            | Image::Platform { .. }
+            | Image::Digest { .. } => Kind::Invalid,
+            Image::NotFound(_) | Image::NotInRegistry(_) => Kind::NotFound,
+            Image::Refused { .. } => Kind::Forbidden,
+            Image::Registry { .. } => Kind::Unavailable,
             Image::Exists(_) => Kind::Exists,
             Image::BuiltIn(_) => Kind::Conflict,
             // Its message names a path of the host.

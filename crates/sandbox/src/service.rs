@@ -28,6 +28,7 @@ use crate::{
     store::Store,
     toolbox::{Lease, Toolbox},
     types::*,
+    workspace::Workspaces,
 };
 
 /// The database's name in the data directory.
@@ -188,6 +189,7 @@ pub(crate) struct Shared {
     /// Told when a sandbox with a deadline came.
     pub(crate) deadline_added: Notify,
     pub(crate) token: CancellationToken,
+    pub(crate) workspaces: Workspaces,
     tracker: TaskTracker,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Handle>>>,
     /// Images of sandboxes that are left alone because their engine is not there.
@@ -279,13 +281,14 @@ impl Service {
         clock: Clock,
     ) -> Result<Self> {
         let (path, id, span) = (instance.dir().join(STORE_FILE), instance.id().to_owned(), instance.span());
-        let (store, rows) = tokio::task::spawn_blocking(move || {
+        let workspaces = config.workspaces.clone();
+        let (store, rows, workspaces) = tokio::task::spawn_blocking(move || {
             let store = match span {
                 Span::Lasting => Store::open(&path)?,
                 Span::Process => Store::open_in_memory(&id)?,
             };
             let rows = store.load()?;
-            Ok::<_, Error>((store, rows))
+            Ok::<_, Error>((store, rows, Workspaces::open(&workspaces, span)))
         })
         .await
         .map_err(|error| Error::internal("open store", error))??;
@@ -301,6 +304,7 @@ impl Service {
             clock,
             deadline_added: Notify::new(),
             token: CancellationToken::new(),
+            workspaces,
             tracker: TaskTracker::new(),
             sandboxes: RwLock::default(),
             set_aside: OnceLock::new(),
@@ -520,7 +524,7 @@ impl Service {
                 .images
                 .blocking(move |catalogue| {
                     let mut report = |done, total| reporter.progress("import", done, total);
-                    catalogue.import(&name, &source, &ImportOptions { replace }, &mut report)
+                    catalogue.import(&name, &source, &ImportOptions { replace, platform: None }, &mut report)
                 })
                 .await;
             shared.images.changed();
@@ -567,6 +571,10 @@ impl Service {
             }
         }
         shared.store.close().await;
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     fn handle(&self, id: &SandboxId) -> Option<Arc<Handle>> {
@@ -642,7 +650,8 @@ pub(crate) fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox) -> Result<Enrolled
     let engine = shared.engines.get(&sandbox.spec.engine).cloned();
     let engine = engine.ok_or_else(|| admission::no_engine(&sandbox.spec.engine))?;
     let id = SandboxId::random();
-    let sandbox = Arc::new(Sandbox { id: id.clone(), ..sandbox.clone() });
+    let Some(sandbox) = shared.workspaces.name(sandbox, id.clone()) else { return Ok(Enrolled::IdTaken) };
+    let sandbox = Arc::new(sandbox);
     let (handle, inbox) = Handle::new(&sandbox, engine);
     {
         let mut sandboxes = shared.sandboxes.write().unwrap_or_else(PoisonError::into_inner);

@@ -11,8 +11,8 @@ use std::{
 use super::{assert_no_leftovers, listing, name, pack::Pack, quick_directory, small_catalogue};
 use crate::{Catalogue, Error, ImportOptions, Kind, digest::extended_attributes};
 
-const NEW: ImportOptions = ImportOptions { replace: false };
-const REPLACE: ImportOptions = ImportOptions { replace: true };
+const NEW: ImportOptions = ImportOptions { replace: false, platform: None };
+const REPLACE: ImportOptions = ImportOptions { replace: true, platform: None };
 
 fn archive(directory: &Path, pack: Pack) -> std::path::PathBuf {
     let path = directory.join("source.tar");
@@ -408,7 +408,12 @@ fn child_changing_things() {
     for round in 0..60 {
         let target = name(["one", "two"][round % 2]);
         let source = directory.join(["a.tar", "b.tar"][(round / 2) % 2]);
-        match catalogue.import(&target, &source, &ImportOptions { replace: round % 3 == 0 }, &mut |_, _| {}) {
+        match catalogue.import(
+            &target,
+            &source,
+            &ImportOptions { replace: round % 3 == 0, platform: None },
+            &mut |_, _| {},
+        ) {
             Ok(_) => imported += 1,
             Err(Error::Exists(_)) => {}
             Err(error) => panic!("{error:?}"),

@@ -211,7 +211,7 @@ fn host_is_not_to_be_replaced_or_removed() {
     assert!(matches!(catalogue.remove(&host, &|_| false), Err(Error::BuiltIn(_))));
     let source = directory.path().join("source");
     fs::create_dir(&source).unwrap();
-    let options = crate::ImportOptions { replace: true };
+    let options = crate::ImportOptions { replace: true, platform: None };
     assert!(matches!(catalogue.import(&host, &source, &options, &mut |_, _| {}), Err(Error::BuiltIn(_))));
     assert!(matches!(catalogue.tag(&host, &host), Err(Error::BuiltIn(_))));
 

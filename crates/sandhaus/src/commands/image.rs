@@ -33,7 +33,7 @@ fn import(config: &Config, name: &str, source: &Path, replace: bool, quiet: Quie
     let catalogue = domain::open_catalogue(config)?;
     let mut count = ByteCount::new("importing", quiet);
     let image = catalogue
-        .import(&name, &source, &ImportOptions { replace }, &mut |done, total| count.update(done, total))
+        .import(&name, &source, &ImportOptions { replace, platform: None }, &mut |done, total| count.update(done, total))
         .map_err(|error| match error {
             sandhaus_images::Error::Exists(_) => {
                 Advice::new(error.to_string(), "--replace puts the new image in its place").into()
