@@ -408,7 +408,7 @@ pub struct Uploaded {
     pub paths: Vec<String>,
 }
 
-/// `GET /v1/sessions/{id}/fs/list`.
+/// `GET /v1/sessions/{id}/fs/list` and `GET /v1/workspaces/{id}/fs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(ToSchema))]
 pub struct FsList {
@@ -491,6 +491,21 @@ pub struct WorkspaceList {
 pub struct WorkspaceInfo {
     /// Its id.
     pub id: String,
+    /// When it was made, RFC 3339.
+    #[serde(default)]
+    pub created_at: String,
+    /// Bytes that it takes of the server's disk; absent where that would take too long to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+    /// Bytes that it may hold; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
+    /// Live sessions that show it.
+    #[serde(default)]
+    pub session_count: usize,
+    /// Those of them that run.
+    #[serde(default)]
+    pub active_session_count: usize,
 }
 
 /// `POST /dashboard/login`.

@@ -66,6 +66,7 @@ fn status_and_code(kind: Kind, subject: Subject) -> (StatusCode, &'static str) {
         Kind::Conflict => match subject {
             Subject::Machine | Subject::Command => (StatusCode::CONFLICT, "SESSION_NOT_RUNNING"),
             Subject::Image => (StatusCode::CONFLICT, "IMAGE_IN_USE"),
+            Subject::Workspace => (StatusCode::CONFLICT, "WORKSPACE_IN_USE"),
             _ => (StatusCode::CONFLICT, "CONFLICT"),
         },
         Kind::Gone => (StatusCode::GONE, "SESSION_EXPIRED"),

@@ -32,8 +32,10 @@ pub(crate) async fn admit(shared: &Shared, request: CreateSandbox) -> Result<San
 
     let name = image_name(request.image, defaults)?;
     let image = shared.images.resolve(&name).await?;
+    let id = SandboxId::random();
+    let workspace = shared.workspaces.admit(request.workspace, &id, capabilities)?;
     Ok(Sandbox {
-        id: SandboxId::random(),
+        id,
         name: request.name,
         owner: request.owner,
         spec: SandboxSpec {
@@ -51,7 +53,7 @@ pub(crate) async fn admit(shared: &Shared, request: CreateSandbox) -> Result<San
             shell: request.shell,
             warm_shell: request.warm_shell,
             seccomp: request.seccomp,
-            workspace: request.workspace,
+            workspace,
             publish: request.publish,
         },
         goal: Goal::Running,
@@ -223,9 +225,6 @@ fn check_capabilities(name: &EngineName, capabilities: &Capabilities, request: &
     };
     if !allowed {
         return refuse("this network policy");
-    }
-    if request.workspace.is_some() && !capabilities.workspaces {
-        return refuse("a workspace");
     }
     if request.seccomp != Seccomp::default() && !capabilities.seccomp {
         return refuse("choosing the system call filter");

@@ -113,6 +113,11 @@ impl Handle {
         SandboxView { sandbox, status, ended: None }
     }
 
+    /// The workspace it shows.
+    pub(crate) fn workspace(&self) -> Option<WorkspaceId> {
+        self.published.borrow().sandbox.spec.workspace.clone()
+    }
+
     pub(crate) fn uses_image(&self, digest: &str) -> bool {
         self.published.borrow().sandbox.spec.source.is(digest)
     }

@@ -3,16 +3,19 @@
 //! Reading order: [`types`] (the nouns), [`error`], [`engine`] (the seam below), [`plan`] (the pure policy),
 //! `actor` (the one task that changes a sandbox) and `handle` (how it is reached), [`store`] (what is wanted, durably),
 //! `gate` (who may speak to a sandbox) and [`toolbox`] (speaking to the agent inside), [`service`] (what the edges call)
-//! with `admission` (what is refused, and why), `images`, `machine` and `clock`, [`job`] (long work), [`instance`] (who
+//! with [`pool`] (what is kept ready), `admission` (what is refused, and why), `images`, `machine` and `clock`,
+//! [`workspace`] (what outlives sandboxes, with [`removal`] and [`loop_device`]), [`job`] (long work), [`instance`] (who
 //! holds a data directory), [`fault`] (named points to die at).
 //!
-//! This crate knows no HTTP server, no dialect, no engine by name and no operating system interface beyond files.
+//! This crate knows no HTTP server, no dialect, no engine by name and no operating system interface beyond files and
+//! their mounts.
 
 pub mod engine;
 pub mod error;
 pub mod fault;
 pub mod instance;
 pub mod job;
+pub mod loop_device;
 pub mod plan;
 pub mod pool;
 pub mod removal;
@@ -22,6 +25,7 @@ pub mod store;
 pub mod testing;
 pub mod toolbox;
 pub mod types;
+pub mod workspace;
 
 mod actor;
 mod admission;

@@ -34,6 +34,7 @@ pub(crate) fn machine_spec(sandbox: &Sandbox, generation: Generation, tree: &Tre
         shell: spec.shell,
         warm_shell: spec.warm_shell,
         seccomp: spec.seccomp,
+        // Filled at each start, once it is sure that it is there.
         workspace: None,
     }
 }

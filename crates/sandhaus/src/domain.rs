@@ -14,7 +14,7 @@ use sandhaus_images::{Catalogue, ImageName};
 use sandhaus_sandbox::{
     EngineName, Instance, Kind, Service, Source,
     engine::Engine,
-    service::{Defaults, PoolConfig, ServiceConfig},
+    service::{Defaults, PoolConfig, ServiceConfig, WorkspaceConfig},
     store::Store,
 };
 
@@ -36,6 +36,7 @@ const BASE_ALIAS: &str = "base";
 const IMAGES_DIR: &str = "images";
 const RUN_DIR: &str = "run";
 const AGENT_DIR: &str = "agent";
+const WORKSPACES_DIR: &str = "workspaces";
 
 /// The store of an instance.
 const STORE_FILE: &str = "sandhaus.db";
@@ -115,7 +116,12 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
             Lifetime::Instance => PoolConfig::default(),
         },
         plain_request: sandhaus_gateway::plain_request(&v1_config(config)),
-        workspaces: config.workspaces.clone(),
+        workspaces: WorkspaceConfig {
+            directory: config.data_dir.join(WORKSPACES_DIR),
+            // What a sandbox of `run` leaves behind should be what was asked for.
+            persist_by_default: config.workspaces.persist_by_default && lifetime == Lifetime::Configured,
+            ..config.workspaces.clone()
+        },
     };
     Service::open(instance, service, engines, catalogue).await.context("open the instance")
 }

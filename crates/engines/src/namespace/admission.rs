@@ -209,6 +209,11 @@ pub(super) fn explain(error: LaunchError, spec: &MachineSpec) -> EngineError {
             _ => {}
         }
     }
+    if at(LaunchStep::AREA, LaunchStep::Workspace.name()) && failure.errno == libc::EINVAL {
+        let message = "workspaces lie on a file system that cannot map owners; put data_dir on ext4, xfs or btrfs, or \
+                       set workspace.quota_mb, which gives each a file system of its own";
+        return EngineError::Invalid(message.to_owned());
+    }
     if at(ChildStep::AREA, ChildStep::Mounts.name()) {
         let reason = io::Error::from_raw_os_error(failure.errno);
         return EngineError::Invalid(format!("mount target {subject} cannot be made: {reason}"));

@@ -229,7 +229,8 @@ impl Child {
         descriptors: LaunchDescriptors,
         surroundings: &Surroundings<'_>,
     ) -> Result<Infallible, Trouble> {
-        let LaunchDescriptors { boot, listener, agent, unified, tasks } = descriptors;
+        // The launcher has the workspace; it comes with the other mounts.
+        let LaunchDescriptors { boot, listener, agent, workspace: _, unified, tasks } = descriptors;
         drop(unified);
         rustix::process::umask(Mode::empty());
         self.step(ChildStep::Cgroups, |_| join_cgroups(tasks))?;

@@ -21,6 +21,7 @@ use sandhaus_sandbox::{
         GuestStream, MachineSpec, Observed, ObservedMachine, Res, RunState, StopMode,
     },
     types::{GuestOs, NetworkPolicy, SandboxId, Stats},
+    workspace,
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -260,7 +261,7 @@ impl Inner {
             mounts: true,
             bridge: false,
             host_network: false,
-            workspaces: false,
+            workspaces: mapping != LayerMapping::Copied,
             seccomp: true,
         };
         Ok(Self {
@@ -397,6 +398,13 @@ impl Inner {
         let listener = steps::pass(StartStep::Socket, || dial::listen(&directory).map_err(host))?;
         let entrance =
             steps::pass(StartStep::Cgroups, || self.cgroups.make(&name.to_string(), &spec.resources))?;
+        let workspace = steps::pass(StartStep::Workspace, || {
+            spec.workspace
+                .as_deref()
+                .map(workspace::mount)
+                .transpose()
+                .map_err(|error| disk::failure("open workspace", error))
+        })?;
         let boot = boot_document(spec)?;
         let agent = self.agent.try_clone().map_err(host)?;
         let copied = self.mapping == LayerMapping::Copied || self.copies_layers.load(Ordering::Relaxed);
@@ -414,9 +422,16 @@ impl Inner {
             binds: admission::binds(spec),
             mounts: admission::mounts(spec),
             unified: entrance.unified.is_some(),
+            workspace: workspace.is_some(),
         };
-        let descriptors =
-            LaunchDescriptors { boot, listener, agent, unified: entrance.unified, tasks: entrance.tasks };
+        let descriptors = LaunchDescriptors {
+            boot,
+            listener,
+            agent,
+            workspace,
+            unified: entrance.unified,
+            tasks: entrance.tasks,
+        };
         Ok(Some((request, descriptors)))
     }
 

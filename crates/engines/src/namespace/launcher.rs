@@ -24,6 +24,8 @@ use rustix::{
     process::{Pid, Signal, WaitIdOptions},
 };
 
+use sandhaus_sandbox::types::{WORKLOAD_ID, WORKSPACE_ID_BASE};
+
 use super::{
     child::{self, Birth, Masked, Word},
     confinement,
@@ -260,10 +262,15 @@ impl Launcher {
     }
 
     /// Makes a child and gives it all it needs.
-    fn launch(&self, request: LaunchRequest, descriptors: LaunchDescriptors) -> Result<Building, Trouble> {
+    fn launch(
+        &self,
+        request: LaunchRequest,
+        mut descriptors: LaunchDescriptors,
+    ) -> Result<Building, Trouble> {
+        let workspace = descriptors.workspace.take();
         let disk = pass(LaunchStep::Disk, || Place::open(&request, &self.stage.directory))?;
         let (pid, pidfd, socket) = pass(LaunchStep::Clone, || self.clone_child(&request, descriptors))?;
-        let gifts = self.prepare(&request, &disk, pid).and_then(|gifts| {
+        let gifts = self.prepare(&request, &disk, workspace, pid).and_then(|gifts| {
             let gifts: Vec<BorrowedFd<'_>> = gifts.iter().map(AsFd::as_fd).collect();
             pass(LaunchStep::Send, || wire::send(&socket, &[0], &gifts, SendFlags::empty()))
         });
@@ -309,7 +316,13 @@ impl Launcher {
     }
 
     /// Everything the child attaches, in the order it expects.
-    fn prepare(&self, request: &LaunchRequest, disk: &Place, pid: Pid) -> Result<Vec<OwnedFd>, Trouble> {
+    fn prepare(
+        &self,
+        request: &LaunchRequest,
+        disk: &Place,
+        workspace: Option<OwnedFd>,
+        pid: Pid,
+    ) -> Result<Vec<OwnedFd>, Trouble> {
         let user_namespace = pass(LaunchStep::Map, || {
             let map = [(0, request.base, IDS_PER_SANDBOX)];
             map_ids(pid, &map, &map)
@@ -317,17 +330,21 @@ impl Launcher {
         let layers = pass(LaunchStep::Layers, || open_layers(request, &user_namespace))?;
         let root = pass(LaunchStep::Overlay, || self.stage.overlay(request, &layers, disk))?;
         drop(layers);
+        let workspace = pass(LaunchStep::Workspace, || match workspace {
+            Some(mount) => show_workspace(mount, request),
+            None => disk.workspace_mount(),
+        })?;
         let mut gifts = vec![root];
         steps::pass(LaunchStep::Binds, || {
             let stage = &self.stage.directory;
             let fixed = [
                 mounting::copy_mount(stage, "dev", Reach::One),
                 mounting::copy_mount(stage, "void", Reach::One),
-                disk.workspace_mount(),
             ];
             for mount in fixed {
                 gifts.push(mount.map_err(|cause| about(LaunchStep::Binds, None, cause))?);
             }
+            gifts.push(workspace);
             for bind in &request.binds {
                 let mount = open_bind(&bind.source);
                 gifts.push(mount.map_err(|cause| about(LaunchStep::Binds, Some(&bind.target), cause))?);
@@ -419,6 +436,33 @@ fn open_layers(request: &LaunchRequest, user_namespace: &OwnedFd) -> io::Result<
             }
         })
         .collect()
+}
+
+/// A workspace with its ids as those of the machine.
+fn show_workspace(mount: OwnedFd, request: &LaunchRequest) -> io::Result<OwnedFd> {
+    let map = workspace_ids(request.base, confinement::workload_id(request.security));
+    let namespace = empty_namespace(&map, &map)?;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    sys::change_mount(mount.as_fd(), MountChange::MapPrivate(flags, namespace.as_fd()), Reach::One)?;
+    Ok(mount)
+}
+
+/// From ids on disk to those of a machine whose range starts at `base`: in order, but that the workload of whatever
+/// number owns what a workload of any other machine owns.
+fn workspace_ids(base: u32, workload: u32) -> Vec<IdRange> {
+    let range = |disk: u32, inside: u32, count: u32| (WORKSPACE_ID_BASE + disk, base + inside, count);
+    if workload == WORKLOAD_ID {
+        return vec![range(0, 0, IDS_PER_SANDBOX)];
+    }
+    let (low, high) = (workload.min(WORKLOAD_ID), workload.max(WORKLOAD_ID));
+    let ranges = [
+        range(0, 0, low),
+        range(low, high, 1),
+        range(low + 1, low + 1, high - low - 1),
+        range(high, low, 1),
+        range(high + 1, high + 1, IDS_PER_SANDBOX - high - 1),
+    ];
+    ranges.into_iter().filter(|(_, _, count)| *count > 0).collect()
 }
 
 /// A part of the host as it is, but powerless.
@@ -527,5 +571,29 @@ impl Stage {
         // In this order: each lies on the one before.
         attached.into_iter().rev().for_each(drop);
         overlay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_machines_own_the_same_in_a_workspace() {
+        let on_disk = WORKSPACE_ID_BASE + WORKLOAD_ID;
+        for workload in [WORKLOAD_ID, 0] {
+            let map = workspace_ids(0x4000_0000, workload);
+            let shown = |disk: u32| {
+                let range = map.iter().find(|(first, _, count)| (*first..first + count).contains(&disk));
+                range.map(|(first, inside, _)| disk - first + inside - 0x4000_0000)
+            };
+            assert_eq!(shown(on_disk), Some(workload));
+            assert_eq!(shown(WORKSPACE_ID_BASE + IDS_PER_SANDBOX), None);
+            assert_eq!(shown(0), None, "nobody inside is the host's root");
+            let mut all: Vec<u32> =
+                (0..IDS_PER_SANDBOX).filter_map(|id| shown(WORKSPACE_ID_BASE + id)).collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..IDS_PER_SANDBOX).collect::<Vec<_>>(), "each id is somebody's, once");
+        }
     }
 }

@@ -110,6 +110,8 @@ pub(super) enum MountChange<'fd> {
     Flags(MountAttrFlags),
     /// Set flags and map ids as the user namespace does.
     Map(MountAttrFlags, BorrowedFd<'fd>),
+    /// The same, and what is mounted below stays here, as what is mounted elsewhere stays there.
+    MapPrivate(MountAttrFlags, BorrowedFd<'fd>),
 }
 
 /// Whether a change reaches the mounts below.
@@ -127,12 +129,15 @@ pub(super) fn change_mount(mount: BorrowedFd<'_>, change: MountChange<'_>, reach
         MountChange::Flags(flags) => {
             MountAttributes { set: u64::from(flags.bits()), clear: 0, propagation: 0, user_namespace: 0 }
         }
-        MountChange::Map(flags, user_namespace) => MountAttributes {
-            set: u64::from((flags | MountAttrFlags::MOUNT_ATTR_IDMAP).bits()),
-            clear: 0,
-            propagation: 0,
-            user_namespace: user_namespace.as_raw_fd() as u64,
-        },
+        MountChange::Map(flags, user_namespace) | MountChange::MapPrivate(flags, user_namespace) => {
+            let private = matches!(change, MountChange::MapPrivate(..));
+            MountAttributes {
+                set: u64::from((flags | MountAttrFlags::MOUNT_ATTR_IDMAP).bits()),
+                clear: 0,
+                propagation: if private { libc::MS_PRIVATE } else { 0 },
+                user_namespace: user_namespace.as_raw_fd() as u64,
+            }
+        }
     };
     let mut flags = libc::AT_EMPTY_PATH;
     if reach == Reach::Tree {

@@ -40,16 +40,20 @@ pub(super) struct LaunchRequest {
     pub(super) mounts: Vec<LaunchMount>,
     /// A cgroup of the unified hierarchy to be born in is among the descriptors.
     pub(super) unified: bool,
+    /// A mount to show at `/workspace` in place of the disk's own is among the descriptors.
+    pub(super) workspace: bool,
 }
 
 impl LaunchRequest {
-    /// Takes the request's descriptors apart: boot document, listening socket, agent, then the cgroups.
+    /// Takes the request's descriptors apart: boot document, listening socket, agent, workspace, then the
+    /// cgroups.
     pub(super) fn descriptors(&self, descriptors: Vec<OwnedFd>) -> io::Result<LaunchDescriptors> {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(io::Error::from(io::ErrorKind::InvalidData));
         let (boot, listener, agent) = (next()?, next()?, next()?);
+        let workspace = if self.workspace { Some(next()?) } else { None };
         let unified = if self.unified { Some(next()?) } else { None };
-        Ok(LaunchDescriptors { boot, listener, agent, unified, tasks: descriptors.collect() })
+        Ok(LaunchDescriptors { boot, listener, agent, workspace, unified, tasks: descriptors.collect() })
     }
 }
 
@@ -62,6 +66,8 @@ pub(super) struct LaunchDescriptors {
     pub(super) listener: OwnedFd,
     /// The agent's executable.
     pub(super) agent: OwnedFd,
+    /// The workspace, attached nowhere, with its ids as they lie on disk.
+    pub(super) workspace: Option<OwnedFd>,
     /// The cgroup in the unified hierarchy.
     pub(super) unified: Option<OwnedFd>,
     /// `tasks` of the cgroups in the hierarchies of version 1, open for writing.
@@ -72,6 +78,7 @@ impl LaunchDescriptors {
     /// All of them in order.
     pub(super) fn all(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![self.boot.as_fd(), self.listener.as_fd(), self.agent.as_fd()];
+        all.extend(self.workspace.as_ref().map(AsFd::as_fd));
         all.extend(self.unified.as_ref().map(AsFd::as_fd));
         all.extend(self.tasks.iter().map(AsFd::as_fd));
         all

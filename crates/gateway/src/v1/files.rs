@@ -68,7 +68,7 @@ pub(super) async fn write(
 
 /// Exactly one of the two forms. One that is present but empty is an empty file, unless the other has content: some
 /// clients send the form that they do not use as an empty one.
-fn content(request: FsWrite) -> ApiResult<Vec<u8>> {
+pub(super) fn content(request: FsWrite) -> ApiResult<Vec<u8>> {
     let decode = |encoded: String| {
         BASE64
             .decode(encoded)
@@ -101,28 +101,14 @@ pub(super) async fn read(
     SessionPath(id): SessionPath,
     uri: Uri,
 ) -> ApiResult<Response<Body>> {
-    let limit = match parameter(&uri, "max_bytes")?.as_deref() {
-        None | Some("") => READ_BYTES_DEFAULT,
-        Some(text) => {
-            match text.parse::<i64>().map_err(|_| ApiError::invalid("max_bytes must be an integer"))? {
-                ..0 => return Err(ApiError::invalid("max_bytes must be non-negative")),
-                0 => READ_BYTES_DEFAULT,
-                bytes @ 1..=READ_BYTES_MAX => bytes.unsigned_abs(),
-                _ => return Err(ApiError::invalid("max_bytes must not exceed 104857600 (100MB)")),
-            }
-        }
-    };
+    let limit = read_limit(&uri)?;
     let asked = asked_path(&uri)?;
     let path = resolve(&asked)?;
     let inside = Inside::enter(edge, id).await?;
     let limit_text = limit.to_string();
     let parameters = [("offset", "0"), ("limit", limit_text.as_str())];
     let call = Call { parameters: &parameters, ..Call::get("/files/download", &path) };
-    encoded_answer(&asked, limit, inside.call(call).await?)
-}
-
-/// `{"path":…,"content_base64":…,"truncated":…}` around a file that streams through: it is never held whole.
-fn encoded_answer(asked: &str, limit: u64, file: Response<Incoming>) -> ApiResult<Response<Body>> {
+    let file = inside.call(call).await?;
     let number = |name: &str| file.headers().get(name)?.to_str().ok()?.parse::<u64>().ok();
     let Some(size) = number(SIZE_HEADER) else {
         return Err(ApiError::new(
@@ -131,12 +117,36 @@ fn encoded_answer(asked: &str, limit: u64, file: Response<Incoming>) -> ApiResul
             "the agent did not tell the size of the file",
         ));
     };
+    let length = number(header::CONTENT_LENGTH.as_str());
+    Ok(encoded_answer(&asked, size > limit, length, file.into_body()))
+}
+
+/// How many bytes of a file are asked for.
+pub(super) fn read_limit(uri: &Uri) -> ApiResult<u64> {
+    match parameter(uri, "max_bytes")?.as_deref() {
+        None | Some("") => Ok(READ_BYTES_DEFAULT),
+        Some(text) => {
+            match text.parse::<i64>().map_err(|_| ApiError::invalid("max_bytes must be an integer"))? {
+                ..0 => Err(ApiError::invalid("max_bytes must be non-negative")),
+                0 => Ok(READ_BYTES_DEFAULT),
+                bytes @ 1..=READ_BYTES_MAX => Ok(bytes.unsigned_abs()),
+                _ => Err(ApiError::invalid("max_bytes must not exceed 104857600 (100MB)")),
+            }
+        }
+    }
+}
+
+/// `{"path":…,"content_base64":…,"truncated":…}` around a file that streams through: it is never held whole.
+pub(super) fn encoded_answer<B>(asked: &str, truncated: bool, length: Option<u64>, file: B) -> Response<Body>
+where
+    B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<axum::BoxError> + Send,
+{
     let path = serde_json::to_string(asked).expect("a string serialises");
     let head = format!("{{\"path\":{path},\"content_base64\":\"");
-    let tail = format!("\",\"truncated\":{}}}\n", size > limit);
-    let total = number(header::CONTENT_LENGTH.as_str())
-        .map(|length| head.len() as u64 + length.div_ceil(3) * 4 + tail.len() as u64);
-    let encoding = Encoding { file: file.into_body(), kept: Vec::new(), head: Some(head), tail: Some(tail) };
+    let tail = format!("\",\"truncated\":{truncated}}}\n");
+    let total = length.map(|length| head.len() as u64 + length.div_ceil(3) * 4 + tail.len() as u64);
+    let encoding = Encoding { file, kept: Vec::new(), head: Some(head), tail: Some(tail) };
     let stream = futures::stream::unfold(encoding, |mut encoding| async {
         let piece = encoding.next().await?;
         Some((piece, encoding))
@@ -147,20 +157,20 @@ fn encoded_answer(asked: &str, limit: u64, file: Response<Incoming>) -> ApiResul
     if let Some(total) = total {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(total));
     }
-    Ok(response)
+    response
 }
 
 /// A file on its way into a JSON string.
-struct Encoding {
-    file: Incoming,
+struct Encoding<B> {
+    file: B,
     /// Bytes that make no whole group of three yet.
     kept: Vec<u8>,
     head: Option<String>,
     tail: Option<String>,
 }
 
-impl Encoding {
-    async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+impl<B: hyper::body::Body<Data = Bytes> + Unpin> Encoding<B> {
+    async fn next(&mut self) -> Option<Result<Bytes, B::Error>> {
         if let Some(head) = self.head.take() {
             return Some(Ok(head.into()));
         }
@@ -243,11 +253,7 @@ pub(super) async fn remove(
     uri: Uri,
 ) -> ApiResult<Response<Body>> {
     let path = resolve_file(&asked_path(&uri)?)?;
-    let recursive = match parameter(&uri, "recursive")?.as_deref() {
-        None | Some("" | "false" | "0") => "false",
-        Some("true" | "1") => "true",
-        Some(_) => return Err(ApiError::invalid("recursive must be true or false")),
-    };
+    let recursive = if flag(&uri, "recursive")? { "true" } else { "false" };
     let inside = Inside::enter(edge, id).await?;
     let parameters = [("recursive", recursive)];
     let call = Call { method: Method::DELETE, parameters: &parameters, ..Call::get("/files", &path) };
@@ -340,11 +346,20 @@ pub(super) fn query_pairs(uri: &Uri) -> ApiResult<Vec<(String, String)>> {
         .map_err(|_| ApiError::invalid("the query parameters are malformed"))
 }
 
-fn parameter(uri: &Uri, wanted: &str) -> ApiResult<Option<String>> {
+/// A parameter that is true or false.
+pub(super) fn flag(uri: &Uri, name: &str) -> ApiResult<bool> {
+    match parameter(uri, name)?.as_deref() {
+        None | Some("" | "false" | "0") => Ok(false),
+        Some("true" | "1") => Ok(true),
+        Some(_) => Err(ApiError::invalid(format!("{name} must be true or false"))),
+    }
+}
+
+pub(super) fn parameter(uri: &Uri, wanted: &str) -> ApiResult<Option<String>> {
     Ok(query_pairs(uri)?.into_iter().find_map(|(name, value)| (name == wanted).then_some(value)))
 }
 
-fn asked_path(uri: &Uri) -> ApiResult<String> {
+pub(super) fn asked_path(uri: &Uri) -> ApiResult<String> {
     parameter(uri, "path")?
         .filter(|path| !path.is_empty())
         .ok_or_else(|| ApiError::invalid("path query parameter is required"))

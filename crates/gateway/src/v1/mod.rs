@@ -1,7 +1,7 @@
 //! The native dialect `/v1`, compatible with the published Sandkasten clients.
 //!
 //! Reading order: `json` (how requests are read), `wire` (domain to wire), `sessions`, `stats`, `exec` and `stream` (commands),
-//! `clean` (what becomes of their output), `files`, `upload`, `images`, `toolbox` (the way to the agent inside).
+//! `clean` (what becomes of their output), `files`, `upload`, `workspaces`, `images`, `toolbox` (the way to the agent inside).
 
 use std::sync::Arc;
 
@@ -31,6 +31,7 @@ mod stream;
 mod toolbox;
 mod upload;
 mod wire;
+mod workspaces;
 
 pub(crate) use sessions::plain_request;
 
@@ -59,7 +60,14 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(images::list))
         .routes(routes!(images::remove))
         .routes(routes!(images::tag))
-        .routes(routes!(sessions::workspaces))
+        .routes(routes!(workspaces::list))
+        .routes(routes!(workspaces::remove))
+        .routes(routes!(workspaces::write))
+        .routes(routes!(workspaces::upload))
+        .routes(routes!(workspaces::list_files, workspaces::remove_file))
+        .routes(routes!(workspaces::stat))
+        .routes(routes!(workspaces::read))
+        .routes(routes!(workspaces::raw_read, workspaces::raw_write))
 }
 
 /// A JSON answer, with the final newline that this API always has.

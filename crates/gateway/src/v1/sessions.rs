@@ -12,11 +12,11 @@ use axum::{
 };
 use jiff::Timestamp;
 use sandhaus_client::wire::{
-    CreateSession, ErrorBody, ExtendSession, Network, Okay, SessionInfo, TTL_SECONDS_MAX, WorkspaceList,
+    CreateSession, ErrorBody, ExtendSession, Network, Okay, SessionInfo, TTL_SECONDS_MAX,
 };
 use sandhaus_sandbox::{
     ALLOWED_NETWORKS_MAX, EndReason, EngineName, Error, Goal, ImageName, Kind, NetworkPolicy, OwnerId, Phase,
-    PublishedPort, Resources, SandboxId, SandboxView, Seccomp, SecurityProfile,
+    PublishedPort, Resources, SandboxId, SandboxView, Seccomp, SecurityProfile, WorkspaceId,
     pool::Acquisition,
     service::{CreateSandbox, ListFilter},
 };
@@ -25,6 +25,7 @@ use super::{
     SessionPath, json,
     json::Json,
     wire::{session_info, status},
+    workspaces,
 };
 use crate::{
     ExecMode, V1Config,
@@ -65,6 +66,9 @@ pub(super) async fn create(
 ) -> ApiResult<Response<Body>> {
     let started = Instant::now();
     let wanted = wanted(&edge.v1, request)?;
+    if wanted.workspace.is_some() {
+        edge.service.check_workspaces().map_err(workspaces::workspace_error)?;
+    }
     let image = wanted.image.clone();
     let acquired = edge.service.acquire(wanted).await.map_err(|error| match (error.kind(), image) {
         (Kind::NotFound, Some(image)) => {
@@ -96,7 +100,6 @@ pub(crate) fn plain_request(config: &V1Config) -> CreateSandbox {
 /// A request, checked, in the domain's words.
 fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox> {
     let ttl = time_to_live(request.ttl_seconds)?;
-    refuse_workspace(&request.workspace_id)?;
     if !request.snapshot.is_empty() {
         return Err(ApiError::new(
             Kind::Unsupported,
@@ -104,6 +107,7 @@ fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox>
             "snapshots are not enabled on this server",
         ));
     }
+    let workspace = workspace(&request.workspace_id)?;
     let network = network(request.network.as_ref())?;
     let publish =
         request.ports.iter().map(|port| PublishedPort { port: port.port, host_port: port.host_port });
@@ -138,7 +142,7 @@ fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox>
         shell: config.shell,
         warm_shell: request.warm_shell.unwrap_or(config.exec_mode == ExecMode::Stateful),
         seccomp,
-        workspace: None,
+        workspace,
         publish,
     })
 }
@@ -211,24 +215,12 @@ fn image(name: &str) -> ApiResult<Option<ImageName>> {
     ImageName::parse(name).map(Some).map_err(|_| refuse())
 }
 
-/// Workspaces are checked as the clients expect, then refused by name.
-fn refuse_workspace(id: &str) -> ApiResult<()> {
+/// The workspace to show, if one is named.
+fn workspace(id: &str) -> ApiResult<Option<WorkspaceId>> {
     if id.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let bytes = id.as_bytes();
-    Err(if bytes.len() < 2 {
-        ApiError::invalid("workspace_id must be at least 2 characters")
-    } else if bytes.len() > 64 {
-        ApiError::invalid("workspace_id must not exceed 64 characters")
-    } else if !bytes.iter().all(|byte| inner(*byte)) || bytes.starts_with(b"-") || bytes.ends_with(b"-") {
-        ApiError::invalid(
-            "workspace_id must contain only lowercase letters, numbers, and hyphens, and cannot start or end with a hyphen",
-        )
-    } else {
-        ApiError::new(Kind::Invalid, Subject::Workspace, "workspaces are not enabled on this server")
-    })
+    WorkspaceId::parse(id).map(Some).map_err(|error| ApiError::of(Subject::Request, error))
 }
 
 fn cpu_millis(cpus: f64) -> ApiResult<u32> {
@@ -426,12 +418,6 @@ async fn set_goal(edge: &Edge, id: &SandboxId, goal: Goal) -> ApiResult<Response
     }
 }
 
-/// Workspaces. None, since they are not enabled.
-#[utoipa::path(get, path = "/v1/workspaces", tag = "workspaces", responses((status = 200, body = WorkspaceList)))]
-pub(super) async fn workspaces() -> Response<Body> {
-    json(StatusCode::OK, &WorkspaceList { workspaces: Vec::new() })
-}
-
 /// An error about a session in the words that the clients expect: if it does not run, what it does.
 pub(super) async fn session_error(edge: &Edge, id: &SandboxId, error: Error) -> ApiError {
     let about = |kind, message| ApiError::new(kind, Subject::Machine, message);
@@ -472,8 +458,9 @@ mod tests {
     }
 
     #[test]
-    fn workspace_ids_are_checked_then_refused() {
-        assert!(refuse_workspace("").is_ok());
+    fn workspace_ids() {
+        assert_eq!(workspace("").unwrap(), None);
+        assert_eq!(workspace("sandkasten-ws-user-123").unwrap().unwrap().as_str(), "user-123");
         for (id, expected) in [
             ("a", "workspace_id must be at least 2 characters"),
             (&"a".repeat(65), "workspace_id must not exceed 64 characters"),
@@ -481,9 +468,10 @@ mod tests {
             ("ab-", "cannot start or end with a hyphen"),
             ("../../victim", "workspace_id must contain only lowercase letters, numbers, and hyphens"),
             ("UPPER", "workspace_id must contain only lowercase letters"),
-            ("user-123", "workspaces are not enabled on this server"),
         ] {
-            assert!(message(refuse_workspace(id)).contains(expected), "{id}");
+            let error = workspace(id).unwrap_err();
+            assert_eq!(error.code(), "INVALID_REQUEST", "{id}");
+            assert!(error.public_message("").contains(expected), "{id}");
         }
     }
 

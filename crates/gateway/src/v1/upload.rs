@@ -24,7 +24,7 @@ use hyper::body::Frame;
 use multer::{Field, Multipart};
 use sandhaus_client::wire::{ErrorBody, UPLOAD_FILES_MAX, Uploaded};
 use sandhaus_protocol::files::PATH_BYTES_MAX;
-use sandhaus_sandbox::toolbox;
+use sandhaus_sandbox::{toolbox, workspace::WorkspaceFiles};
 use serde_json::json;
 
 use super::{
@@ -32,6 +32,7 @@ use super::{
     inside::{Inside, resolve, whole},
     json,
     wire::WORKSPACE,
+    workspaces,
 };
 use crate::{
     body::forward,
@@ -59,6 +60,26 @@ pub(super) async fn upload(
     SessionPath(id): SessionPath,
     request: Request,
 ) -> ApiResult<Response<Body>> {
+    let form = begin(&edge, request)?;
+    form.receive(Target::Session(Inside::enter(edge, id).await?)).await
+}
+
+/// A form whose header is read and found well.
+pub(super) struct Begun {
+    limit: Limit,
+    form: Multipart<'static>,
+}
+
+/// Where a form's files go.
+pub(super) enum Target {
+    /// Into a session that runs.
+    Session(Inside),
+    /// Into a workspace.
+    Workspace(WorkspaceFiles),
+}
+
+/// Reads the header of a form; nothing of its body yet.
+pub(super) fn begin(edge: &Edge, request: Request) -> ApiResult<Begun> {
     let limit = Limit::new(edge.v1.upload_bytes_max);
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -70,14 +91,42 @@ pub(super) async fn upload(
         .get(header::CONTENT_TYPE)
         .and_then(|value| multer::parse_boundary(value.to_str().ok()?).ok())
         .ok_or_else(|| ApiError::invalid("invalid multipart form: the content type names no boundary"))?;
-    let inside = Inside::enter(edge, id).await?;
     let form = Multipart::new(limit.count(request.into_body()), boundary);
-    let receive = Form { inside, limit, directory: None, count: 0, waiting: Vec::new(), paths: Vec::new() }
-        .receive(form);
-    let paths = tokio::time::timeout(FORM_TIMEOUT, receive)
-        .await
-        .unwrap_or_else(|_| Err(ApiError::invalid("the form did not arrive in time")))?;
-    Ok(json(StatusCode::OK, &Uploaded { ok: true, paths }))
+    Ok(Begun { limit, form })
+}
+
+impl Begun {
+    /// Takes the files and answers where they are.
+    pub(super) async fn receive(self, target: Target) -> ApiResult<Response<Body>> {
+        let Self { limit, form } = self;
+        let receive =
+            Form { target, limit, directory: None, count: 0, waiting: Vec::new(), paths: Vec::new() }
+                .receive(form);
+        let paths = tokio::time::timeout(FORM_TIMEOUT, receive)
+            .await
+            .unwrap_or_else(|_| Err(ApiError::invalid("the form did not arrive in time")))?;
+        Ok(json(StatusCode::OK, &Uploaded { ok: true, paths }))
+    }
+}
+
+impl Target {
+    /// The directory that a form names, checked; empty is the topmost.
+    fn directory(&self, text: &str) -> ApiResult<String> {
+        match self {
+            Self::Session(_) => resolve(if text.is_empty() { WORKSPACE } else { text }),
+            Self::Workspace(_) => Ok(workspaces::any_path(text)?.as_str().to_owned()),
+        }
+    }
+
+    async fn put(&self, path: &str, content: toolbox::Body) -> ApiResult<()> {
+        match self {
+            Self::Session(inside) => inside.put(path, content).await,
+            Self::Workspace(files) => {
+                let path = workspaces::any_path(path)?;
+                files.write(path, content).await.map_err(workspaces::file_error)
+            }
+        }
+    }
 }
 
 /// Counts the bytes of a body, and remembers that there were too many: by then the error has passed through layers
@@ -131,7 +180,7 @@ struct Waiting {
 
 /// A form as it is read.
 struct Form {
-    inside: Inside,
+    target: Target,
     limit: Limit,
     directory: Option<String>,
     count: usize,
@@ -150,7 +199,10 @@ impl Form {
                 _ => {}
             }
         }
-        let directory = self.directory.clone().unwrap_or_else(|| WORKSPACE.to_owned());
+        let directory = match self.directory.take() {
+            Some(directory) => directory,
+            None => self.target.directory("")?,
+        };
         let any_file =
             !self.paths.is_empty() || self.waiting.iter().any(|waiting| waiting.name == Name::File);
         for Waiting { name, file_name, content } in std::mem::take(&mut self.waiting) {
@@ -173,7 +225,7 @@ impl Form {
             text.extend_from_slice(&piece);
         }
         let text = String::from_utf8(text).map_err(|_| ApiError::invalid("path must be UTF-8"))?;
-        self.directory = Some(resolve(if text.is_empty() { WORKSPACE } else { &text })?);
+        self.directory = Some(self.target.directory(&text)?);
         Ok(())
     }
 
@@ -199,8 +251,10 @@ impl Form {
     }
 
     async fn put(&mut self, directory: &str, file_name: &str, content: toolbox::Body) -> ApiResult<()> {
-        let path = format!("{directory}/{file_name}");
-        self.inside.put(&path, content).await?;
+        // The topmost directory of a workspace has no name.
+        let path =
+            if directory.is_empty() { file_name.to_owned() } else { format!("{directory}/{file_name}") };
+        self.target.put(&path, content).await?;
         self.paths.push(path);
         Ok(())
     }

@@ -167,8 +167,17 @@ impl Actor {
 
     async fn start(&self, wanted: &Wanted, boot: Boot) -> Result<()> {
         let tree = self.tree().await?;
-        let spec = machine_spec(&self.sandbox, wanted.generation, &tree);
+        let mut spec = machine_spec(&self.sandbox, wanted.generation, &tree);
+        spec.workspace = self.workspace().await?;
         within(ENGINE_CALL_MAX, "start machine", self.handle.engine.start(&spec, boot)).await
+    }
+
+    /// Where the workspace is that it shows, made if need be.
+    async fn workspace(&self) -> Result<Option<PathBuf>> {
+        let Some(id) = self.sandbox.spec.workspace.clone() else { return Ok(None) };
+        let shared = self.shared.clone();
+        let taken = tokio::task::spawn_blocking(move || shared.workspaces.take(&id)).await;
+        taken.map_err(|error| Error::internal("take workspace", error))?.map(Some)
     }
 
     async fn tree(&self) -> Result<Arc<Tree>> {

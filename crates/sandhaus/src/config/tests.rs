@@ -63,7 +63,12 @@ fn every_key_is_read_from_the_file() {
             resolvers: vec!["10.1.0.1".parse().unwrap()],
         },
         pool: PoolConfig { enabled: true, images: BTreeMap::from([(name("python"), 3)]) },
-        workspaces: WorkspaceConfig { enabled: true, persist_by_default: true, quota_bytes: 5 << 20 },
+        workspaces: WorkspaceConfig {
+            enabled: true,
+            persist_by_default: true,
+            quota_bytes: 5 << 20,
+            ..WorkspaceConfig::default()
+        },
         dashboard: true,
         cgroup: Some("/system.slice/x.service".into()),
     };
