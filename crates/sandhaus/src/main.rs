@@ -19,6 +19,7 @@ mod commands;
 mod config;
 mod domain;
 mod interrupt;
+mod keeper;
 mod kvm;
 mod output;
 mod private;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
             return sandhaus_engines::namespace::launcher_main();
         }
         Some(kvm::PROBE_ARGUMENT) => return kvm::probe_main(),
+        Some(keeper::ARGUMENT) => return keeper::main(),
         Some(FAULT_POINTS_ARGUMENT) => return fault_points(),
         Some(OPENAPI_ARGUMENT) => return openapi(),
         _ => {}

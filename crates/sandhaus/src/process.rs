@@ -22,6 +22,14 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// Ignores every signal that asks a process to end. Called before any thread exists.
+pub(crate) fn ignore_requests_to_end() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: the numbers are signals, SIG_IGN is a disposition for each, and no handler of ours is replaced.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Whether whoever started this process had the signal ignored. Asked before we listen to it ourselves.
 pub(crate) fn is_ignored(signal: libc::c_int) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();

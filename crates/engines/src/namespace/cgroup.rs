@@ -539,18 +539,38 @@ fn has_children(cgroup: &Path) -> bool {
 /// The same in the unified hierarchy. A cgroup must be free of processes before it can hand controllers down, so a
 /// server that lives in the one that was given to it goes to a leaf of it first.
 fn enter_unified(unified: &Unified, instance: &str) -> io::Result<Hierarchy> {
-    if unified.inhabited && !unified.controllers.is_empty() {
-        let leaf = unified.base.join(SERVER_LEAF);
-        match rustix::fs::mkdir(&leaf, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let processes = fs_err::read_to_string(unified.base.join("cgroup.procs"))?;
-        for process in processes.lines() {
-            fs_err::write(leaf.join("cgroup.procs"), process)?;
+    make_room(unified)?;
+    enter(&unified.base, instance, &unified.controllers)
+}
+
+/// Moves the processes of a cgroup that is our own to a leaf of it.
+fn make_room(unified: &Unified) -> io::Result<()> {
+    if !unified.inhabited || unified.controllers.is_empty() {
+        return Ok(());
+    }
+    let leaf = unified.base.join(SERVER_LEAF);
+    match rustix::fs::mkdir(&leaf, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let processes = fs_err::read_to_string(unified.base.join("cgroup.procs"))?;
+    for process in processes.lines() {
+        match fs_err::write(leaf.join("cgroup.procs"), process) {
+            // It ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other?,
         }
     }
-    enter(&unified.base, instance, &unified.controllers)
+    Ok(())
+}
+
+/// Moves this process to a leaf of the cgroup that was delegated to it, so that sandboxes can be put beside it. Nothing
+/// happens where nothing was delegated.
+pub fn retire_to_leaf() -> EngineResult<()> {
+    match cgroup_probe::find(None)?.unified {
+        Some(unified) => make_room(&unified).map_err(|error| EngineError::host("move to a leaf", error)),
+        None => Ok(()),
+    }
 }
 
 /// Waits for the end of a process, at most [`SETTLE_MAX`].

@@ -33,6 +33,7 @@ mod layer_copy;
 mod loop_device;
 mod machine;
 mod mounting;
+mod network;
 mod place;
 mod removal;
 mod seccomp;
@@ -42,6 +43,7 @@ mod wire;
 
 use std::path::PathBuf;
 
+pub use cgroup::retire_to_leaf;
 pub use check::{CheckLevel, HostCheck, check_host};
 pub use engine::NamespaceEngine;
 pub use launcher::launcher_main;
