@@ -14,8 +14,8 @@ use rustix::process::Signal;
 
 use crate::process::{self, Handle};
 
-/// What the instance keeps for itself beside its sandboxes' files: a mount point, and disks to copy.
-const INSTANCE_FILES: &[&str] = &["machines/.stage", "disks/.templates"];
+/// What the instance keeps for itself beside its sandboxes' files: a mount point, disks to copy, and its log.
+const INSTANCE_FILES: &[&str] = &["machines/.stage", "disks/.templates", "run/sandhaus.log"];
 
 /// What exists of an instance. Two of these compare as sets.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -25,6 +25,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "crates/engines/src/namespace/",
     "crates/sandbox/src/instance.rs",
     "crates/sandbox/src/loop_device.rs",
+    "crates/sandhaus/src/background.rs",
     "crates/sandhaus/src/kvm.rs",
     "crates/sandhaus/src/process.rs",
     "crates/sandhaus/tests/terminal.rs",

@@ -124,6 +124,11 @@ impl Instance {
         write_holder(&self.dir, Some(url.to_owned()))
     }
 
+    /// The file whose lock tells who holds `dir`.
+    pub fn lock_path(dir: &Path) -> PathBuf {
+        dir.join(LOCK_FILE)
+    }
+
     /// Who holds `dir`, if anyone does.
     pub fn holder(dir: &Path) -> Result<Option<Holder>> {
         let lock = match fs_err::File::open(dir.join(LOCK_FILE)) {

@@ -5,16 +5,22 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::values::{Bytes, Cores, EnvironmentEntry, Location, MountPoint};
+use crate::{
+    spelling::CalledAs,
+    values::{Bytes, Cores, EnvironmentEntry, Location, MountPoint},
+};
 
 /// Linux sandboxes in milliseconds, through one binary.
 #[derive(Debug, Parser)]
-#[command(name = "sandhaus", version, propagate_version = false, disable_help_subcommand = true)]
+#[command(name = "sandhaus", version, propagate_version = false)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// The name that the binary was called by.
+    #[arg(skip)]
+    pub(crate) called_as: CalledAs,
 }
 
 /// Options of every command.
@@ -22,10 +28,10 @@ pub(crate) struct Cli {
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Configuration file [default: ./sandhaus.yaml, else /etc/sandhaus/sandhaus.yaml]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
     /// Data directory [default: /var/lib/sandhaus]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub(crate) data_dir: Option<PathBuf>,
     /// What to log to standard error: error, warn, info, debug or trace, or a filter as RUST_LOG takes it
     #[arg(long, global = true, value_name = "FILTER")]
@@ -37,17 +43,22 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Make a configuration with a key of its own, and the data directory
+    Init(InitArguments),
     /// Run a command in a fresh sandbox and remove the sandbox afterwards
     Run(RunArguments),
     /// Serve sandboxes over HTTP
+    #[command(visible_alias = "daemon")]
     Serve(ServeArguments),
+    /// End the server; its sandboxes go on
+    Stop(StopArguments),
     /// List sandboxes
     Ps(PsArguments),
     /// Run a command in a sandbox that is there
     Exec(ExecArguments),
     /// Copy files and directories into or out of a sandbox
     Cp(CpArguments),
-    /// Show what a sandbox has printed
+    /// Show what a sandbox has printed, or the log of the server in the background
     Logs(LogsArguments),
     /// Remove sandboxes
     Rm(RmArguments),
@@ -57,10 +68,14 @@ pub(crate) enum Command {
     Image(ImageArguments),
     /// Check whether this host can run sandboxes
     Doctor(DoctorArguments),
+    /// Check whether the configuration is safe
+    Security(SecurityArguments),
     /// Show, check and describe the configuration
     Config(ConfigArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
+    /// Print the manual page, or write every page into a directory
+    Man(ManArguments),
     /// Print the version
     Version,
 }
@@ -150,6 +165,20 @@ pub(crate) struct ServeArguments {
     /// Address to listen on, such as 127.0.0.1:8080
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
+    /// Serve in the background; this command ends once the server answers, and prints its address
+    #[arg(
+        short,
+        long,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_default_value = true,
+        value_parser = parse_truth,
+        value_name = "BOOL"
+    )]
+    pub(crate) detach: bool,
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
@@ -162,6 +191,46 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line
     Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArguments {
+    /// Address to listen on, such as 127.0.0.1:8080
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<String>,
+    /// Key that callers must show [default: a random one]
+    #[arg(long, value_name = "KEY", env = "SANDHAUS_API_KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
+    /// Image of requests that name none [default: host, which needs no download]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) default_image: Option<String>,
+    /// Replace a configuration that is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Pull nothing, as is the case anyway: the older tool pulled an image unless told not to
+    #[arg(long, hide = true)]
+    pub(crate) skip_pull: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArguments {
+    /// How long to wait for its end, such as 30s
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SecurityArguments {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArguments {
+    /// Directory to write the pages into
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -224,16 +293,19 @@ pub(crate) struct LogsArguments {
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// The terminal of this persistent shell [default: `default`, or the command of `run`]
-    #[arg(long, value_name = "NAME", conflicts_with = "process")]
+    #[arg(long, value_name = "NAME", conflicts_with = "process", requires = "sandbox")]
     pub(crate) shell: Option<String>,
     /// The process with this number, as `inspect` lists them
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "sandbox")]
     pub(crate) process: Option<u64>,
+    /// Of the server's log, only so many last lines
+    #[arg(short = 'n', long, value_name = "N", conflicts_with_all = ["sandbox", "shell", "process"])]
+    pub(crate) tail: Option<usize>,
     #[command(flatten)]
     pub(crate) server: ServerArguments,
-    /// Id of the sandbox
+    /// Id of the sandbox [default: the server's own log]
     #[arg(value_name = "ID")]
-    pub(crate) sandbox: String,
+    pub(crate) sandbox: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -356,6 +428,15 @@ pub(crate) struct CompletionsArguments {
     /// Which shell
     #[arg(value_enum)]
     pub(crate) shell: Shell,
+}
+
+/// The words for true and false that the older tool took.
+fn parse_truth(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("must be true or false".to_owned()),
+    }
 }
 
 /// A time as people write it; a bare number counts seconds.

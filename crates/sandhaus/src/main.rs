@@ -13,11 +13,14 @@ use clap::Parser;
 mod advice;
 mod agent;
 mod attach;
+mod background;
 mod body;
+mod checks;
 mod cli;
 mod commands;
 mod config;
 mod domain;
+mod holder;
 mod interrupt;
 mod keeper;
 mod kvm;
@@ -26,15 +29,18 @@ mod private;
 mod process;
 mod progress;
 mod server;
+mod spelling;
 mod supervisor;
 mod terminal;
 mod toolbox;
 mod tree;
 mod values;
 
+use background::Side;
 use cli::{Cli, Command, ConfigArguments, ConfigCommand, LogFormat, ServeArguments};
 use commands::run::Quiet;
 use config::Loaded;
+use spelling::CalledAs;
 
 /// Internal first argument: prints every point at which a test may let this binary die.
 const FAULT_POINTS_ARGUMENT: &str = "__fault-points";
@@ -51,6 +57,9 @@ const STATUS_OUTPUT_CLOSED: u8 = 141;
 /// Fewest worker threads of a server.
 const SERVER_WORKERS_MIN: usize = 2;
 
+/// Variables that say what to log, the first one wins.
+const LOG_VARIABLES: &[&str] = &["SANDHAUS_LOG", "SANDKASTEN_LOG", "RUST_LOG"];
+
 fn main() -> ExitCode {
     // Before anything else, and before any thread: the launcher makes namespaces, which threads forbid.
     process::reset_signals();
@@ -64,7 +73,10 @@ fn main() -> ExitCode {
         Some(OPENAPI_ARGUMENT) => return openapi(),
         _ => {}
     }
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
     let own_failure = match &cli.command {
         Command::Run(_) | Command::Exec(_) => STATUS_OWN_FAILURE,
         _ => 1,
@@ -76,6 +88,22 @@ fn main() -> ExitCode {
         advice::print_error(&error);
         ExitCode::from(own_failure)
     })
+}
+
+/// The command line, in whichever spelling; of one that asks for help or makes no sense, the status to end with.
+fn parse() -> Result<Cli, ExitCode> {
+    let (called_as, arguments) = spelling::settle(std::env::args_os());
+    let mut cli = Cli::try_parse_from(arguments).map_err(|error| {
+        // Help that nobody reads is no failure.
+        let _ = error.print();
+        match called_as {
+            // The older tool has one status for everything that is wrong.
+            CalledAs::Sandkasten if error.use_stderr() => ExitCode::FAILURE,
+            _ => u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
+        }
+    })?;
+    cli.called_as = called_as;
+    Ok(cli)
 }
 
 /// Prints every fault point there is.
@@ -101,7 +129,9 @@ fn openapi() -> ExitCode {
 fn execute(cli: &Cli) -> Result<ExitCode> {
     // What needs neither configuration nor runtime comes first.
     match &cli.command {
-        Command::Version => return commands::version::version(),
+        Command::Version => return commands::version::version(cli.called_as),
+        Command::Man(arguments) => return commands::man::man(arguments),
+        Command::Init(arguments) => return commands::init::init(arguments, &cli.global, cli.called_as),
         Command::Completions(arguments) => return commands::completions::completions(arguments),
         Command::Config(ConfigArguments { command: ConfigCommand::Schema }) => {
             return commands::config::print_schema();
@@ -115,7 +145,14 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
         _ => {}
     }
     let loaded = settle_config(cli)?;
-    start_logging(cli)?;
+    let mut background = None;
+    if let Command::Serve(ServeArguments { detach: true, .. }) = &cli.command {
+        match commands::serve::detach(&loaded.config)? {
+            Side::Starter(starter) => return starter.wait(cli.called_as),
+            Side::Server(server) => background = Some(server),
+        }
+    }
+    start_logging(cli, background.as_ref())?;
     let runtime = match &cli.command {
         Command::Serve(_) => {
             let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -127,28 +164,36 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
         // One client needs one thread; making more would only cost time.
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
     };
-    let result = runtime.block_on(dispatch(cli, &loaded));
+    let result = runtime.block_on(dispatch(cli, &loaded, background.as_mut()));
     // Reads of standard input and writes to a full pipe cannot be cancelled; nobody waits for them.
     runtime.shutdown_background();
     result
 }
 
-async fn dispatch(cli: &Cli, loaded: &Loaded) -> Result<ExitCode> {
-    let config = &loaded.config;
+async fn dispatch(
+    cli: &Cli,
+    loaded: &Loaded,
+    background: Option<&mut background::Server>,
+) -> Result<ExitCode> {
+    let (config, called_as) = (&loaded.config, cli.called_as);
     let quiet = if cli.global.quiet { Quiet::Yes } else { Quiet::No };
     match &cli.command {
         Command::Run(arguments) => commands::run::run(arguments, config, quiet).await,
-        Command::Serve(_) => commands::serve::serve(config, loaded.file.as_deref()).await,
-        Command::Ps(arguments) => commands::ps::ps(arguments, config).await,
+        Command::Serve(_) => commands::serve::serve(config, loaded.file.as_deref(), background).await,
+        Command::Ps(arguments) => commands::ps::ps(arguments, config, called_as).await,
         Command::Exec(arguments) => commands::exec::exec(arguments, config).await,
         Command::Cp(arguments) => commands::cp::cp(arguments, config, quiet).await,
-        Command::Logs(arguments) => commands::logs::logs(arguments, config).await,
-        Command::Rm(arguments) => commands::rm::rm(arguments, config).await,
+        Command::Logs(arguments) => commands::logs::logs(arguments, config, called_as).await,
+        Command::Rm(arguments) => commands::rm::rm(arguments, config, called_as).await,
         Command::Inspect(arguments) => commands::inspect::inspect(arguments, config).await,
         Command::Image(arguments) => commands::image::image(arguments, config, quiet).await,
-        Command::Doctor(arguments) => commands::doctor::doctor(arguments, config).await,
+        Command::Doctor(arguments) => commands::doctor::doctor(arguments, config, called_as),
         Command::Config(arguments) => commands::config::config(arguments, loaded),
-        Command::Completions(_) | Command::Version => unreachable!("handled before the runtime was made"),
+        Command::Security(arguments) => commands::security::security(arguments, loaded, called_as),
+        Command::Stop(arguments) => commands::stop::stop(arguments, config, quiet, called_as).await,
+        Command::Completions(_) | Command::Init(_) | Command::Man(_) | Command::Version => {
+            unreachable!("handled before the runtime was made")
+        }
     }
 }
 
@@ -171,12 +216,10 @@ fn settle_config(cli: &Cli) -> Result<Loaded> {
 
 /// Logs go to standard error. A server logs what it does; other commands only if asked, since their errors are printed
 /// anyway.
-fn start_logging(cli: &Cli) -> Result<()> {
-    use tracing_subscriber::EnvFilter;
-    let asked = match &cli.global.log_level {
-        Some(filter) => Some(filter.clone()),
-        None => std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.is_empty()),
-    };
+fn start_logging(cli: &Cli, background: Option<&background::Server>) -> Result<()> {
+    use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter};
+    let variable = |name: &&str| std::env::var(name).ok().filter(|filter| !filter.is_empty());
+    let asked = cli.global.log_level.clone().or_else(|| LOG_VARIABLES.iter().find_map(variable));
     let (filter, format) = match (&cli.command, asked) {
         (Command::Serve(arguments), asked) => {
             (asked.unwrap_or_else(|| "info".to_owned()), arguments.log_format)
@@ -186,7 +229,11 @@ fn start_logging(cli: &Cli) -> Result<()> {
     };
     let filter =
         EnvFilter::try_new(&filter).map_err(|error| anyhow::anyhow!("log filter {filter:?}: {error}"))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let writer = match background.map(background::Server::log) {
+        Some(log) => BoxMakeWriter::new(move || log.clone()),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match format {
         LogFormat::Text => subscriber.with_ansi(advice::stderr_has_colours()).init(),
         LogFormat::Json => subscriber.json().init(),

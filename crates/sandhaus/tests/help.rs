@@ -6,8 +6,10 @@ use std::process::Command;
 /// Every command, with the subcommands of those that have some.
 const COMMANDS: &[&[&str]] = &[
     &[],
+    &["init"],
     &["run"],
     &["serve"],
+    &["stop"],
     &["ps"],
     &["exec"],
     &["cp"],
@@ -20,12 +22,14 @@ const COMMANDS: &[&[&str]] = &[
     &["image", "rm"],
     &["image", "tag"],
     &["doctor"],
+    &["security"],
     &["config"],
     &["config", "show"],
     &["config", "check"],
     &["config", "schema"],
     &["config", "keys"],
     &["completions"],
+    &["man"],
     &["version"],
 ];
 
@@ -58,6 +62,9 @@ fn every_command_is_listed_here() {
         let listed = text.lines().skip_while(|line| *line != "Commands:").skip(1);
         for line in listed.take_while(|line| !line.is_empty()) {
             let name = line.split_whitespace().next().unwrap();
+            if name == "help" {
+                continue;
+            }
             let command: Vec<&str> = parent.iter().copied().chain([name]).collect();
             assert!(COMMANDS.contains(&command.as_slice()), "{command:?} is not under test");
         }

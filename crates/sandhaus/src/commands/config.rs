@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     advice::{print_error, print_warning},
     cli::{ConfigArguments, ConfigCommand, ConfigOutput},
-    config::{self, KEYS, Key, Loaded, Origin},
+    config::{self, Key, Loaded, Origin, effective},
     output::{Table, print, print_json, visible},
 };
 
@@ -47,11 +47,6 @@ pub(crate) fn check(file: &Path, strict: bool) -> Result<ExitCode> {
     }
     print(&format!("{} is a valid configuration\n", visible(&file.display().to_string())))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The keys that have an effect.
-fn effective() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().filter(|key| key.ignored.is_none())
 }
 
 fn table(loaded: &Loaded) -> String {

@@ -7,62 +7,35 @@ use std::{
 };
 
 use anyhow::Result;
-use owo_colors::{OwoColorize, Stream};
 use sandhaus_engines::namespace::{CheckLevel, HostCheck, check_host};
 use sandhaus_sandbox::Instance;
-use serde::Serialize;
 
 use crate::{
-    cli::{DoctorArguments, Output},
+    agent,
+    checks::{Check, Level, Subject, report},
+    cli::DoctorArguments,
     config::Config,
     kvm::{self, Verdict},
-    output::{human_bytes, print, print_json, visible},
+    output::human_bytes,
+    spelling::CalledAs,
 };
 
 /// Available memory below which it is a warning.
 const MEMORY_WARN_BYTES: u64 = 512 << 20;
 
-/// What was looked at, and how it stands.
-#[derive(Debug, Serialize)]
-struct Check {
-    name: String,
-    level: &'static str,
-    found: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<String>,
-}
-
-const OK: &str = "ok";
-const WARN: &str = "warn";
-const FAIL: &str = "fail";
-
-impl Check {
-    fn ok(name: &str, found: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), level: OK, found: found.into(), remedy: None }
-    }
-
-    fn warn(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), level: WARN, found: found.into(), remedy: Some(remedy.into()) }
-    }
-
-    fn fail(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), level: FAIL, found: found.into(), remedy: Some(remedy.into()) }
-    }
-}
-
 impl From<HostCheck> for Check {
     fn from(check: HostCheck) -> Self {
         let level = match check.level {
-            CheckLevel::Ok => OK,
-            CheckLevel::Warn => WARN,
-            CheckLevel::Fail => FAIL,
+            CheckLevel::Ok => Level::Ok,
+            CheckLevel::Warn => Level::Warn,
+            CheckLevel::Fail => Level::Fail,
         };
         Self { name: check.name.to_owned(), level, found: check.found, remedy: check.remedy }
     }
 }
 
 /// Looks at everything and prints it; status 1 if anything fails.
-pub(crate) async fn doctor(arguments: &DoctorArguments, config: &Config) -> Result<ExitCode> {
+pub(crate) fn doctor(arguments: &DoctorArguments, config: &Config, called_as: CalledAs) -> Result<ExitCode> {
     let data_dir = check_data_dir(&config.data_dir);
     let mut checks = Vec::new();
     match Scratch::new(&config.data_dir) {
@@ -76,39 +49,20 @@ pub(crate) async fn doctor(arguments: &DoctorArguments, config: &Config) -> Resu
         )),
     }
     checks.push(data_dir);
+    checks.push(check_agent());
     checks.push(check_memory());
     checks.push(check_port(config));
     checks.push(check_kvm());
-    match arguments.output {
-        Output::Json => print_json(&checks)?,
-        Output::Table => print(&render(&checks))?,
-    }
-    let failed = checks.iter().any(|check| check.level == FAIL);
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    report(&checks, arguments.output, &HOST, called_as)
 }
 
-fn render(checks: &[Check]) -> String {
-    let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
-    let mut text = String::new();
-    for check in checks {
-        let level = match check.level {
-            OK => "ok  ".if_supports_color(Stream::Stdout, |text| text.green()).to_string(),
-            WARN => "warn".if_supports_color(Stream::Stdout, |text| text.yellow()).to_string(),
-            _ => "fail".if_supports_color(Stream::Stdout, |text| text.red()).to_string(),
-        };
-        text.push_str(&format!("{level}  {:width$}  {}\n", check.name, visible(&check.found)));
-        if let Some(remedy) = &check.remedy {
-            text.push_str(&format!("      {:width$}  → {}\n", "", visible(remedy)));
-        }
-    }
-    let count = |level| checks.iter().filter(|check| check.level == level).count();
-    text.push_str(&match (count(FAIL), count(WARN)) {
-        (0, 0) => "\nThis host can run sandboxes.\n".to_owned(),
-        (0, warnings) => format!("\nThis host can run sandboxes; warnings: {warnings}.\n"),
-        (failures, _) => format!("\nThis host cannot run sandboxes; failures: {failures}.\n"),
-    });
-    text
-}
+/// How the report on a host closes.
+const HOST: Subject = Subject {
+    name: "doctor",
+    good: "This host can run sandboxes",
+    bad: "This host cannot run sandboxes",
+    note: None,
+};
 
 /// A directory for probes inside of the data directory, so that they meet its file system; else of the temporary one.
 struct Scratch {
@@ -146,9 +100,11 @@ impl Drop for Scratch {
     }
 }
 
+/// Name of the check of the data directory.
 const DATA_DIR_CHECK: &str = "data directory";
 
-fn check_data_dir(dir: &Path) -> Check {
+/// Whether the data directory is ours alone, and who holds it.
+pub(crate) fn check_data_dir(dir: &Path) -> Check {
     let shown = dir.display();
     let metadata = match fs_err::metadata(dir) {
         Ok(metadata) => metadata,
@@ -180,6 +136,11 @@ fn check_data_dir(dir: &Path) -> Check {
         Ok(None) => Check::ok(DATA_DIR_CHECK, format!("{shown}, free")),
         Err(error) => Check::fail(DATA_DIR_CHECK, error.to_string(), "run as root"),
     }
+}
+
+fn check_agent() -> Check {
+    let size = human_bytes(agent::EXECUTABLE.len() as u64);
+    Check::ok("agent", format!("carried by this binary, {size}"))
 }
 
 fn check_memory() -> Check {
@@ -236,28 +197,5 @@ fn check_kvm() -> Check {
             format!("{why}; virtual machines will use emulation, which is slow"),
             "use a host with hardware virtualisation; sandboxes of namespaces do not need it",
         ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_align_and_the_end_sums_up() {
-        let checks = [
-            Check::ok("kernel", "6.18"),
-            Check::warn("disk space", "1 GiB free", "free space"),
-            Check::fail("seccomp", "missing\u{1b}[2J", "another kernel"),
-        ];
-        insta::assert_snapshot!(render(&checks), @r"
-        ok    kernel      6.18
-        warn  disk space  1 GiB free
-                          → free space
-        fail  seccomp     missing\u{1b}[2J
-                          → another kernel
-
-        This host cannot run sandboxes; failures: 1.
-        ");
     }
 }

@@ -1,8 +1,15 @@
 //! `sandhaus logs`: what a sandbox has printed, as far as it is kept.
 
-use std::process::ExitCode;
+use std::{
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
+use fs_err::File;
 use http_body_util::BodyExt;
 use sandhaus_protocol::{
     frame::{Decoder, Kind},
@@ -16,12 +23,15 @@ use sandhaus_sandbox::{
 use tokio::io::AsyncWriteExt;
 
 use crate::{
+    advice::Advice,
     attach::Ending,
+    background,
     cli::LogsArguments,
     commands::run::{ORIGIN_LABEL, ORIGIN_RUN},
     config::Config,
     interrupt::Signals,
     server::{Server, explain},
+    spelling::CalledAs,
     toolbox::{get, percent_encoded, processes, whole},
 };
 
@@ -32,8 +42,13 @@ enum Source {
 }
 
 /// Prints it.
-pub(crate) async fn logs(arguments: &LogsArguments, config: &Config) -> Result<ExitCode> {
-    let id = SandboxId::parse(&arguments.sandbox)?;
+pub(crate) async fn logs(
+    arguments: &LogsArguments,
+    config: &Config,
+    called_as: CalledAs,
+) -> Result<ExitCode> {
+    let Some(sandbox) = &arguments.sandbox else { return server_log(arguments, config, called_as).await };
+    let id = SandboxId::parse(sandbox)?;
     let server = Server::find(&arguments.server, config)?;
     let toolbox = server.toolbox(id.as_str());
     let source = choose(arguments, &server, &toolbox, &id).await?;
@@ -43,6 +58,105 @@ pub(crate) async fn logs(arguments: &LogsArguments, config: &Config) -> Result<E
         // Dropping the stream harms nothing: it only reads.
         signal = signals.end() => Ok(ExitCode::from(Ending::Interrupted(signal).status())),
     }
+}
+
+/// The log of the server in the background. The older tool's name shows its end and goes on, as `tail -f` does.
+async fn server_log(arguments: &LogsArguments, config: &Config, called_as: CalledAs) -> Result<ExitCode> {
+    const TAIL_LINES: usize = 10;
+    let (follow, tail) = match called_as {
+        CalledAs::Sandhaus => (arguments.follow, arguments.tail),
+        CalledAs::Sandkasten => (true, arguments.tail.or(Some(TAIL_LINES))),
+    };
+    let mut log = LogReader::open(&background::log_path(config), tail)?;
+    let mut signals = Signals::listen()?;
+    let shown = async {
+        let mut stdout = tokio::io::stdout();
+        loop {
+            let bytes = log.read()?;
+            if !bytes.is_empty() {
+                stdout.write_all(&bytes).await?;
+                stdout.flush().await?;
+            } else if follow {
+                tokio::time::sleep(LOG_LOOK_PERIOD).await;
+            } else {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    };
+    tokio::select! {
+        shown = shown => shown,
+        // Dropping the reader harms nothing: it only reads.
+        signal = signals.end() => Ok(ExitCode::from(Ending::Interrupted(signal).status())),
+    }
+}
+
+/// How often a log that is followed is looked at.
+const LOG_LOOK_PERIOD: Duration = Duration::from_millis(200);
+
+/// Most bytes of a log that are read at once.
+const LOG_CHUNK_BYTES_MAX: u64 = 64 << 10;
+
+/// A log that grows, and that another one may take the place of.
+struct LogReader {
+    path: PathBuf,
+    file: File,
+}
+
+impl LogReader {
+    /// From the beginning, or from so many lines before the end.
+    fn open(path: &Path, tail: Option<usize>) -> Result<Self> {
+        let mut file = File::open(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => anyhow::Error::from(Advice::new(
+                format!("there is no log at {}", path.display()),
+                "`sandhaus serve --detach` keeps one; name a sandbox to see what that has printed",
+            )),
+            _ => error.into(),
+        })?;
+        if let Some(lines) = tail {
+            let start = start_of_last_lines(&mut file, lines)?;
+            file.seek(SeekFrom::Start(start))?;
+        }
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// What has come since; empty if nothing has.
+    fn read(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        (&mut self.file).take(LOG_CHUNK_BYTES_MAX).read_to_end(&mut bytes)?;
+        if bytes.is_empty() && self.is_replaced() {
+            self.file = File::open(&self.path)?;
+            (&mut self.file).take(LOG_CHUNK_BYTES_MAX).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    fn is_replaced(&self) -> bool {
+        let (Ok(named), Ok(opened)) = (std::fs::metadata(&self.path), self.file.metadata()) else {
+            return false;
+        };
+        (named.dev(), named.ino()) != (opened.dev(), opened.ino())
+    }
+}
+
+/// Where the last lines of a file begin.
+fn start_of_last_lines(file: &mut File, lines: usize) -> Result<u64> {
+    let mut end = file.metadata()?.len();
+    let mut left = lines + 1;
+    while end > 0 {
+        let start = end.saturating_sub(LOG_CHUNK_BYTES_MAX);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.take(end - start).read_to_end(&mut bytes)?;
+        // The last line's own end counts as well.
+        for (index, _) in bytes.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            left -= 1;
+            if left == 0 {
+                return Ok(start + index as u64 + 1);
+            }
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
 /// What was asked for; else the command of `run`; else the default shell.
@@ -127,5 +241,40 @@ async fn show_process(toolbox: &Toolbox, id: u64, arguments: &LogsArguments) -> 
             Some(Event::Started(_) | Event::Gap(_) | Event::Ping | Event::Exit(_)) => {}
             None => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_begin_where_they_should() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let start = |text: &str, lines| {
+            fs_err::write(&path, text).unwrap();
+            start_of_last_lines(&mut File::open(&path).unwrap(), lines).unwrap()
+        };
+        assert_eq!(start("", 1), 0);
+        assert_eq!(start("a\nb\nc\n", 1), 4);
+        assert_eq!(start("a\nb\nc\n", 2), 2);
+        assert_eq!(start("a\nb\nc\n", 9), 0);
+        assert_eq!(start("a\n", 0), 2);
+        let long = "line\n".repeat(40_000);
+        assert_eq!(start(&long, 39_999), 5);
+    }
+
+    #[test]
+    fn a_log_that_was_replaced_is_read_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs_err::write(&path, "one\n").unwrap();
+        let mut log = LogReader::open(&path, None).unwrap();
+        assert_eq!(log.read().unwrap(), b"one\n");
+        assert_eq!(log.read().unwrap(), b"");
+        fs_err::rename(&path, dir.path().join("old")).unwrap();
+        fs_err::write(&path, "two\n").unwrap();
+        assert_eq!(log.read().unwrap(), b"two\n");
     }
 }

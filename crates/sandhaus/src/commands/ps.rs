@@ -9,12 +9,13 @@ use sandhaus_client::wire::{ListSessions, SessionInfo};
 use crate::{
     cli::{Output, PsArguments},
     config::Config,
-    output::{Table, print, print_json},
+    output::{Table, print, print_json, visible},
     server::{Server, explain},
+    spelling::CalledAs,
 };
 
 /// Prints the list.
-pub(crate) async fn ps(arguments: &PsArguments, config: &Config) -> Result<ExitCode> {
+pub(crate) async fn ps(arguments: &PsArguments, config: &Config, called_as: CalledAs) -> Result<ExitCode> {
     let mut filter = ListSessions { all: arguments.all, ..ListSessions::default() };
     for label in &arguments.labels {
         let value =
@@ -23,9 +24,12 @@ pub(crate) async fn ps(arguments: &PsArguments, config: &Config) -> Result<ExitC
     }
     let server = Server::find(&arguments.server, config)?;
     let sessions = server.client().list(&filter).await.map_err(explain)?;
-    match arguments.output {
-        Output::Json => print_json(&sessions)?,
-        Output::Table => print(&table(&sessions, Timestamp::now()))?,
+    match (arguments.output, called_as) {
+        (Output::Json, _) => print_json(&sessions)?,
+        (Output::Table, CalledAs::Sandhaus) => print(&table(&sessions, Timestamp::now()))?,
+        (Output::Table, CalledAs::Sandkasten) => {
+            print(&table_of_sandkasten(&sessions, &jiff::Zoned::now()))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -44,6 +48,29 @@ fn table(sessions: &[SessionInfo], now: Timestamp) -> String {
         ]);
     }
     table.render()
+}
+
+/// The older tool's table: fixed widths, a line below the head, the time of day for what was made today.
+fn table_of_sandkasten(sessions: &[SessionInfo], now: &jiff::Zoned) -> String {
+    let row = |id: &str, image: &str, status: &str, created: &str, cwd: &str| {
+        format!("{id:36} {image:12} {status:10} {created:12} {cwd}\n")
+    };
+    let mut text = row("SESSION ID", "IMAGE", "STATUS", "CREATED", "CWD");
+    text.push_str(&row(&"-".repeat(36), &"-".repeat(12), &"-".repeat(10), &"-".repeat(12), "---"));
+    for session in sessions {
+        let created = match session.created_at.parse::<Timestamp>() {
+            Ok(time) => {
+                let time = time.to_zoned(now.time_zone().clone());
+                let format = if time.date() == now.date() { "%H:%M:%S" } else { "%Y-%m-%d" };
+                time.strftime(format).to_string()
+            }
+            Err(_) => visible(&session.created_at),
+        };
+        let [id, image, status, cwd] =
+            [&session.id, &session.image, &session.status, &session.cwd].map(|cell| visible(cell));
+        text.push_str(&row(&id, &image, &status, &created, &cwd));
+    }
+    text
 }
 
 /// How the time begins that stands for no end.
@@ -112,7 +139,14 @@ mod tests {
         let ended = SessionInfo { ended_at: Some("2024-01-01T00:00:57Z".to_owned()), ..session.clone() };
         let odd =
             SessionInfo { created_at: "\u{7}".to_owned(), expires_at: String::new(), ..session.clone() };
-        let now = "2024-01-01T00:01:00Z".parse().unwrap();
+        let now: Timestamp = "2024-01-01T00:01:00Z".parse().unwrap();
+        let all = [session.clone(), eternal.clone()];
+        insta::assert_snapshot!(table_of_sandkasten(&all, &now.to_zoned(jiff::tz::TimeZone::UTC)), @r"
+        SESSION ID                           IMAGE        STATUS     CREATED      CWD
+        ------------------------------------ ------------ ---------- ------------ ---
+        0123abcd-ef0                         host         running    00:00:00     /\u{1b}[31m
+        0123abcd-ef0                         host         running    2023-12-01   /\u{1b}[31m
+        ");
         insta::assert_snapshot!(table(&[session, eternal, ended, odd], now), @r"
         ID            NAME                 IMAGE  STATUS   CREATED  EXPIRES       CWD
         0123abcd-ef0  evil\u{1b}[2J\nname  host   running  1m ago   in 30m        /\u{1b}[31m

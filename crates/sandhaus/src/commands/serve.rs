@@ -6,12 +6,13 @@ use anyhow::{Context, Result};
 use owo_colors::{OwoColorize, Stream};
 use sandhaus_client::Client;
 use sandhaus_gateway::GatewayConfig;
-use sandhaus_sandbox::{Instance, Service, service::ListFilter};
+use sandhaus_sandbox::{Instance, Kind, Service, service::ListFilter};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     advice::{Advice, print_warning},
+    background::{self, Side},
     config::{self, Config},
     domain::{self, Lifetime},
     interrupt::Signals,
@@ -19,8 +20,22 @@ use crate::{
     supervisor::Supervisor,
 };
 
+/// Leaves for the background, unless it is clear already that the server could not start.
+pub(crate) fn detach(config: &Config) -> Result<Side> {
+    config::check_exposure(config)?;
+    if Instance::holder(&config.data_dir)?.is_some() {
+        let held = sandhaus_sandbox::Error::new(Kind::Conflict, "another process holds its lock");
+        return Err(domain::explain_refusal(held, &config.data_dir));
+    }
+    background::enter(config)
+}
+
 /// Serves until a signal asks to end. Sandboxes go on.
-pub(crate) async fn serve(config: &Config, file: Option<&Path>) -> Result<ExitCode> {
+pub(crate) async fn serve(
+    config: &Config,
+    file: Option<&Path>,
+    background: Option<&mut background::Server>,
+) -> Result<ExitCode> {
     config::check_exposure(config)?;
     crate::process::raise_open_files_limit();
     let mut signals = Signals::listen()?;
@@ -39,6 +54,12 @@ pub(crate) async fn serve(config: &Config, file: Option<&Path>) -> Result<ExitCo
     let gateway = gateway_config(config);
     let mut served = tokio::spawn(sandhaus_gateway::serve(listener, service.clone(), gateway, stop.clone()));
     banner(&url, config, file);
+    if let Some(background) = background
+        && let Err(error) = background.answers(&url)
+    {
+        tracing::error!(error = format!("{error:#}"), "stopping");
+        stop.cancel();
+    }
     let supervisor = Supervisor::of_environment();
     supervisor.ready();
     let client = Client::new(&url, None).context("reach this server")?;
@@ -84,6 +105,7 @@ async fn listen(config: &Config) -> Result<TcpListener> {
 fn gateway_config(config: &Config) -> GatewayConfig {
     GatewayConfig {
         api_key: config.api_key.as_ref().map(|key| key.reveal().to_owned()),
+        dashboard: None,
         v1: domain::v1_config(config),
     }
 }

@@ -106,6 +106,15 @@ impl Key {
     }
 }
 
+/// The keys that have an effect, in the order of a file: those without a group first, since none can follow a group
+/// without seeming to belong to it.
+pub(crate) fn effective() -> impl Iterator<Item = &'static Key> {
+    let of = |grouped: bool| {
+        KEYS.iter().filter(move |key| key.ignored.is_none() && key.name.contains('.') == grouped)
+    };
+    of(false).chain(of(true))
+}
+
 /// The key of this name.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)

@@ -34,7 +34,7 @@ mod keys;
 mod value;
 
 pub(crate) use describe::{guide_table, schema};
-pub(crate) use keys::{KEYS, Key};
+pub(crate) use keys::{KEYS, Key, effective};
 
 use value::Raw;
 
@@ -211,6 +211,11 @@ pub(crate) fn load(named: Option<&Path>) -> Result<Loaded> {
     };
     warnings.append(&mut loaded.warnings);
     Ok(Loaded { file: file.map(|(path, _)| path), warnings, ..loaded })
+}
+
+/// The environment of this process over the defaults, without any file.
+pub(crate) fn load_environment() -> Result<Loaded> {
+    combine(None, &environment())
 }
 
 /// Everything wrong with a file, for `config check`: errors and warnings. The environment plays no part.
