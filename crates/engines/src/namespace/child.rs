@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! launcher                         child
-//!   clone3 ───────────────────────▶ cgroups, host name, loopback, proc, sys
+//!   clone3 ───────────────────────▶ cgroups, host name, proc
 //!   id maps, overlay, binds
 //!   packet with mounts ───────────▶ becomes root inside, pivots, mounts, confines itself
 //!   ◀────────────────── "executing"
@@ -230,16 +230,15 @@ impl Child {
         surroundings: &Surroundings<'_>,
     ) -> Result<Infallible, Trouble> {
         // The launcher has the workspace; it comes with the other mounts.
-        let LaunchDescriptors { boot, listener, agent, workspace: _, unified, tasks } = descriptors;
-        drop(unified);
+        let LaunchDescriptors { boot, listener, agent, network, sys, workspace: _, unified, tasks } =
+            descriptors;
+        drop((network, unified));
         rustix::process::umask(Mode::empty());
         self.step(ChildStep::Cgroups, |_| join_cgroups(tasks))?;
         self.step(ChildStep::CgroupNamespace, |_| Ok(sys::unshare(libc::CLONE_NEWCGROUP)?))?;
         self.step(ChildStep::Hostname, |_| Ok(rustix::system::sethostname(request.hostname.as_bytes())?))?;
-        self.step(ChildStep::Loopback, |_| Ok(sys::raise_loopback()?))?;
         let proc =
             self.step(ChildStep::Proc, |_| Ok(mounting::new_file_system("proc", &[], kernel_flags())?))?;
-        let sys = self.step(ChildStep::Sys, |_| Ok(mount_sys()))?;
         let gifts = self.step(ChildStep::Receive, |child| child.receive(request))?;
         self.step(ChildStep::Identity, |_| become_root())?;
         self.step(ChildStep::Root, |_| enter_root(&gifts.root))?;
@@ -320,12 +319,6 @@ fn join_cgroups(tasks: Vec<OwnedFd>) -> Result<(), Trouble> {
         rustix::io::write(tasks, b"0")?;
     }
     Ok(())
-}
-
-/// `/sys` of this network namespace. A host that hides parts of its own does not let it be mounted; then it stays
-/// empty.
-fn mount_sys() -> Option<OwnedFd> {
-    mounting::new_file_system("sysfs", &[], kernel_flags() | MountAttrFlags::MOUNT_ATTR_RDONLY).ok()
 }
 
 /// Until here the process had the launcher's ids, which mean nothing inside.

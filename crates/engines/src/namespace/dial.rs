@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
     os::unix::ffi::OsStrExt,
     path::Path,
@@ -49,32 +49,45 @@ pub(super) fn listen(directory: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects to a TCP port on the loopback device of the machine that `process` is the first of.
-pub(super) async fn tcp(process: &OwnedFd, port: u16) -> EngineResult<GuestStream> {
-    let process = process.try_clone().map_err(|error| EngineError::host("enter machine's network", error))?;
+/// Connects to a TCP port of the machine that `process` is the first of: on its loopback device, by either version of
+/// the protocol, or else on its own address.
+pub(super) async fn tcp(process: &OwnedFd, own: Option<Ipv4Addr>, port: u16) -> EngineResult<GuestStream> {
+    let own = own.map(IpAddr::V4);
+    let places = [Some(Ipv4Addr::LOCALHOST.into()), Some(Ipv6Addr::LOCALHOST.into()), own];
+    for address in places.into_iter().flatten() {
+        match tcp_at(process, SocketAddr::new(address, port)).await {
+            // Nobody listens there, or the machine does not speak that version.
+            Err(error) if is_refusal(&error) => {}
+            other => return other.map_err(not_there),
+        }
+    }
+    Err(EngineError::NotFound)
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
+        || matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::ENETUNREACH))
+}
+
+async fn tcp_at(process: &OwnedFd, address: SocketAddr) -> io::Result<GuestStream> {
+    let process = process.try_clone()?;
     let (sender, receiver) = tokio::sync::oneshot::channel();
     // A socket belongs to the namespace it is made in, so only that happens in there. The thread ends with it: one
     // that stayed would keep the namespace alive.
-    std::thread::Builder::new()
-        .name("enter-network".to_owned())
-        .spawn(move || {
-            // Whoever asked may have gone.
-            let _ = sender.send(socket_inside(&process));
-        })
-        .map_err(|error| EngineError::host("enter machine's network", error))?;
-    let socket = receiver
-        .await
-        .map_err(|error| EngineError::host("enter machine's network", error))?
-        .map_err(not_there)?;
+    std::thread::Builder::new().name("enter-network".to_owned()).spawn(move || {
+        // Whoever asked may have gone.
+        let _ = sender.send(socket_inside(&process, address));
+    })?;
+    let socket = receiver.await.map_err(io::Error::other)??;
     let socket = TcpSocket::from_std_stream(socket.into());
-    let stream = socket.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await.map_err(not_there)?;
-    Ok(GuestStream::new(stream))
+    Ok(GuestStream::new(socket.connect(address).await?))
 }
 
-fn socket_inside(process: &OwnedFd) -> io::Result<OwnedFd> {
+fn socket_inside(process: &OwnedFd, address: SocketAddr) -> io::Result<OwnedFd> {
     rustix::thread::move_into_thread_name_spaces(process.as_fd(), ThreadNameSpaceType::NETWORK)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     Ok(socket)
 }

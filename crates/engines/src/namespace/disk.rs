@@ -133,7 +133,8 @@ impl Layout<'_> {
         for (file, text) in [
             ("hosts", &*hosts),
             ("hostname", &format!("{name}\n")),
-            ("resolv.conf", "# This sandbox has no network.\n"),
+            // The next start puts the name servers there, if there are any.
+            ("resolv.conf", &crate::net::text_of_none()),
         ] {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match rustix::fs::openat(&etc, file, flags, Mode::from_raw_mode(0o644)) {

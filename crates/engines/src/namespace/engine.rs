@@ -20,7 +20,7 @@ use sandhaus_sandbox::{
         Boot, Capabilities, Capture, Change, Engine, EngineError, EngineResult, ExitLog, GuestPort,
         GuestStream, MachineSpec, Observed, ObservedMachine, Res, RunState, StopMode,
     },
-    types::{GuestOs, NetworkPolicy, SandboxId, Stats},
+    types::{GuestOs, SandboxId, Stats},
     workspace,
 };
 use tokio::{
@@ -38,10 +38,11 @@ use super::{
     launcher_client::{self, LaunchError, LauncherClient},
     layer_copy,
     machine::{self, MachineName, Machines},
-    removal,
+    network, removal,
     steps::{self, DestroyStep, LaunchStep, Moment, StartStep, Step, StopStep},
     wire::{LaunchDescriptors, LaunchFailure, LaunchRequest, LayerMapping},
 };
+use crate::net::{self, Networks};
 
 /// Calls that may do blocking work at one time.
 const BLOCKING_MAX: usize = 64;
@@ -62,6 +63,7 @@ pub struct NamespaceEngine {
 struct Inner {
     config: NamespaceConfig,
     capabilities: Capabilities,
+    networks: Networks,
     cgroups: Arc<Cgroups>,
     disks: Disks,
     machines: Arc<Machines>,
@@ -142,6 +144,7 @@ impl Engine for NamespaceEngine {
         let spec = spec.clone();
         self.blocking(move |inner| {
             admission::check(&spec)?;
+            net::check_policy(&spec.network, &inner.config.network)?;
             if spec.resources.disk_bytes != 0 && inner.capabilities.disk_limit.is_none() {
                 return Err(EngineError::Unsupported("a disk limit on this host".to_owned()));
             }
@@ -183,8 +186,11 @@ impl Engine for NamespaceEngine {
     fn update<'a>(&'a self, id: &'a SandboxId, change: Change) -> Res<'a, ()> {
         let id = id.clone();
         self.blocking(move |inner| match change {
-            Change::Network(NetworkPolicy::None) => inner.running_name(&id).map(|_| ()),
-            Change::Network(_) => Err(EngineError::Unsupported("changing the network".to_owned())),
+            Change::Network(policy) => {
+                net::check_policy(&policy, &inner.config.network)?;
+                let name = inner.running_machine(&id)?;
+                network::change(&inner.networks, &policy, &inner.machines.directory(&name))
+            }
             Change::Resources(resources) => {
                 let name = inner.running_name(&id)?;
                 if inner.disks.limit_of(&id)? != image_file::size(resources.disk_bytes) {
@@ -216,7 +222,10 @@ impl Engine for NamespaceEngine {
             let (name, process) = held.ok_or(EngineError::NotFound)?;
             match port {
                 GuestPort::Agent => dial::agent(&self.inner.machines.directory(&name)).await,
-                GuestPort::Tcp(port) => dial::tcp(process.get_ref(), port).await,
+                GuestPort::Tcp(port) => {
+                    let own = network::attachment(&self.inner.machines.directory(&name));
+                    dial::tcp(process.get_ref(), own.map(|own| own.address), port).await
+                }
                 GuestPort::Display => Err(EngineError::Unsupported("a display".to_owned())),
                 GuestPort::Console => Err(EngineError::Unsupported("a serial console".to_owned())),
             }
@@ -232,7 +241,7 @@ impl Engine for NamespaceEngine {
                 inner
                     .block(|inner| {
                         inner.cgroups.close();
-                        Ok(())
+                        inner.networks.close()
                     })
                     .await
             })
@@ -249,6 +258,9 @@ impl Inner {
         let cgroups = Arc::new(Cgroups::open(&config.instance, config.cgroup.as_deref(), &config.data_dir)?);
         let machines = Arc::new(Machines::open(&config.data_dir, &cgroups)?);
         let disks = Disks::open(&config.data_dir)?;
+        let known =
+            machines.all().into_iter().filter_map(|name| network::attachment(&machines.directory(&name)));
+        let networks = Networks::open(&config.instance, config.network.clone(), known.collect())?;
         let capabilities = Capabilities {
             guest_os: vec![GuestOs::Linux],
             freeze: true,
@@ -259,14 +271,15 @@ impl Inner {
             display: false,
             disk_limit: image_file::way().map(str::to_owned),
             mounts: true,
-            bridge: false,
-            host_network: false,
+            bridge: true,
+            host_network: true,
             workspaces: mapping != LayerMapping::Copied,
             seccomp: true,
         };
         Ok(Self {
             config,
             capabilities,
+            networks,
             cgroups,
             disks,
             machines,
@@ -340,13 +353,18 @@ impl Inner {
         Ok(None)
     }
 
-    /// The name of the running machine of a sandbox.
+    /// The name of the running machine of a sandbox, as its cgroups bear it.
     fn running_name(self: &Arc<Self>, id: &SandboxId) -> EngineResult<String> {
+        self.running_machine(id).map(|name| name.to_string())
+    }
+
+    /// The running machine of a sandbox.
+    fn running_machine(self: &Arc<Self>, id: &SandboxId) -> EngineResult<MachineName> {
         let held = match self.machines.running(id) {
             Some(held) => Some(held),
             None => self.hold_running(id)?,
         };
-        held.map(|(name, _)| name.to_string()).ok_or(EngineError::NotFound)
+        held.map(|(name, _)| name).ok_or(EngineError::NotFound)
     }
 
     async fn start(self: &Arc<Self>, spec: MachineSpec) -> EngineResult<()> {
@@ -398,6 +416,9 @@ impl Inner {
         let listener = steps::pass(StartStep::Socket, || dial::listen(&directory).map_err(host))?;
         let entrance =
             steps::pass(StartStep::Cgroups, || self.cgroups.make(&name.to_string(), &spec.resources))?;
+        let joined = steps::pass(StartStep::Network, || {
+            network::join(&self.networks, &spec.network, &name.to_string(), &directory)
+        })?;
         let workspace = steps::pass(StartStep::Workspace, || {
             spec.workspace
                 .as_deref()
@@ -416,6 +437,8 @@ impl Inner {
             seccomp: spec.seccomp,
             readonly_root: spec.readonly_root,
             hostname: spec.hostname.clone(),
+            network: joined.network,
+            resolv_conf: joined.resolv_conf,
             layers,
             mapping: if copied { LayerMapping::Copied } else { self.mapping },
             disk: self.disks.place(&spec.id, record),
@@ -428,6 +451,8 @@ impl Inner {
             boot,
             listener,
             agent,
+            network: joined.namespace,
+            sys: joined.sys,
             workspace,
             unified: entrance.unified,
             tasks: entrance.tasks,
@@ -527,6 +552,9 @@ impl Inner {
         let first = held.as_ref().map(|(_, process)| process.get_ref());
         steps::pass(StopStep::Kill, || self.cgroups.kill(&text, first))?;
         steps::pass(StopStep::Cgroups, || self.cgroups.remove(&text))?;
+        if let Some(attachment) = network::attachment(&self.machines.directory(name)) {
+            self.networks.release(&attachment.interface);
+        }
         steps::pass(StopStep::Directory, || {
             let machines = self.machines.directory(name);
             let parent = machines.parent().expect("it lies in the directory of all machines");

@@ -22,6 +22,7 @@ use rustix::{
     mount::{MountAttrFlags, MountPropagationFlags},
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType},
     process::{Pid, Signal, WaitIdOptions},
+    thread::LinkNameSpaceType,
 };
 
 use sandhaus_sandbox::types::{WORKLOAD_ID, WORKSPACE_ID_BASE};
@@ -60,12 +61,8 @@ const DEVICE_LINKS: &[(&str, &str)] = &[
 /// Mount points in `/dev`.
 const DEVICE_DIRECTORIES: &[&str] = &["pts", "shm", "mqueue"];
 
-const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
-    | libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWNET;
+const NAMESPACES: libc::c_int =
+    libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
 
 /// The launcher's life, entered from `main` before any thread exists.
 pub fn launcher_main() -> ExitCode {
@@ -86,6 +83,8 @@ pub fn launcher_main() -> ExitCode {
 
 struct Launcher {
     control: OwnedFd,
+    /// The network namespace that this process lives in.
+    home: OwnedFd,
     /// Held as long as this launcher or a child that is not yet the agent lives; see [`super::launcher_client`].
     _lock: OwnedFd,
     stage: Stage,
@@ -153,8 +152,10 @@ impl Launcher {
             .collect();
         let exists = |path: &&&str| Path::new("/").join(path).is_dir();
         let read_only = confinement::READ_ONLY.iter().filter(exists).copied().collect();
+        let home = rustix::fs::open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self {
             control,
+            home,
             _lock: lock,
             stage: Stage::new(stage)?,
             filters: Filters::compile(),
@@ -299,6 +300,8 @@ impl Launcher {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let unified = descriptors.unified.as_ref().map(AsFd::as_fd);
+        // Children are born where their parent is. The namespace stays the host's: its owner is not who lives in it.
+        let _away = descriptors.network.as_ref().map(|network| Away::to(network, &self.home)).transpose()?;
         match sys::clone3(NAMESPACES, unified)? {
             Clone::Parent(pid, pidfd) => Ok((pid, pidfd, ours)),
             Clone::Child => {
@@ -375,6 +378,25 @@ impl Building {
             errno,
             subject: subject.and_then(|index| targets.get(usize::from(index)).cloned()),
         });
+    }
+}
+
+/// A stay in another network namespace.
+struct Away<'a>(&'a OwnedFd);
+
+impl<'a> Away<'a> {
+    fn to(network: &OwnedFd, home: &'a OwnedFd) -> io::Result<Self> {
+        rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+        Ok(Self(home))
+    }
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        let back =
+            rustix::thread::move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network));
+        // The next machine would be born in a network that is not its own.
+        back.expect("the launcher can always come home");
     }
 }
 

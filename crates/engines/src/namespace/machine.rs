@@ -124,6 +124,15 @@ impl Machines {
         generations.into_iter().map(|generation| MachineName { id: id.clone(), generation }).collect()
     }
 
+    /// Every machine that may be there.
+    pub(super) fn all(&self) -> Vec<MachineName> {
+        let all = self.known.lock().expect("no holder panics");
+        let names = all.iter().flat_map(|(id, known)| {
+            known.generations.iter().map(|&generation| MachineName { id: id.clone(), generation })
+        });
+        names.collect()
+    }
+
     /// Every sandbox of which some machine may be there.
     pub(super) fn list(&self) -> Vec<SandboxId> {
         self.known.lock().expect("no holder panics").keys().cloned().collect()

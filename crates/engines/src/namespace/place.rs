@@ -16,7 +16,7 @@ use rustix::{
 use super::{
     confinement,
     disk::{Layout, UPPER, WORK, WORKSPACE},
-    loop_device, mounting, removal,
+    loop_device, mounting, network, removal,
     sys::{self, MountChange, Reach},
     wire::{DiskPlace, LaunchRequest, LayerMapping},
 };
@@ -67,6 +67,7 @@ impl Place {
             made => made?,
         }
         let upper = rustix::fs::openat(root, UPPER, FLAGS, Mode::empty())?;
+        network::write_resolv_conf(upper.as_fd(), &request.resolv_conf, request.base)?;
         let work = rustix::fs::openat(root, WORK, FLAGS, Mode::empty())?;
         Ok(Self { upper, work, directory })
     }

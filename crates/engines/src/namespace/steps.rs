@@ -1,7 +1,7 @@
 //! The sequences of this engine, step by step.
 
-use crate::steps::{points_of, sequence};
 pub(super) use crate::steps::{Moment, Step, hit, pass};
+use crate::steps::{points_of, sequence};
 
 sequence! {
     /// Making a disk, in the server.
@@ -21,6 +21,7 @@ sequence! {
         Directory = "directory",
         Socket = "socket",
         Cgroups = "cgroups",
+        Network = "network",
         Workspace = "workspace",
         Launch = "launch",
         Watch = "watch",
@@ -68,9 +69,7 @@ sequence! {
         Cgroups = "cgroups",
         CgroupNamespace = "cgroup_namespace",
         Hostname = "hostname",
-        Loopback = "loopback",
         Proc = "proc",
-        Sys = "sys",
         Receive = "receive",
         Identity = "identity",
         Root = "root",

@@ -217,31 +217,6 @@ pub(super) fn install_filter(program: &[Instruction]) -> io::Result<()> {
     Ok(())
 }
 
-/// Brings the loopback device of this network namespace up.
-pub(super) fn raise_loopback() -> io::Result<()> {
-    #[repr(C)]
-    struct Request {
-        name: [u8; 16],
-        flags: libc::c_short,
-        padding: [u8; 22],
-    }
-    let socket = rustix::net::socket_with(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        rustix::net::SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let mut request = Request { name: [0; 16], flags: 0, padding: [0; 22] };
-    request.name[..2].copy_from_slice(b"lo");
-    const UP: libc::c_short = 0x1;
-    request.flags = UP;
-    // SAFETY: the request has the layout of ifreq for SIOCSIFFLAGS and lives through the call.
-    checked(libc::c_long::from(unsafe {
-        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request)
-    }))?;
-    Ok(())
-}
-
 /// Signals of this process as a fresh one has them: default dispositions, nothing blocked; and children that end
 /// leave no zombie. An exec clears the latter, so a child needs nothing undone.
 pub(super) fn reset_signals() {

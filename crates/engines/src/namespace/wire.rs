@@ -31,6 +31,10 @@ pub(super) struct LaunchRequest {
     pub(super) seccomp: Seccomp,
     pub(super) readonly_root: bool,
     pub(super) hostname: String,
+    /// Where it is born.
+    pub(super) network: LaunchNetwork,
+    /// `/etc/resolv.conf`.
+    pub(super) resolv_conf: String,
     /// Read-only layers, top first.
     pub(super) layers: Vec<PathBuf>,
     /// How the layers' ids become the machine's.
@@ -45,15 +49,21 @@ pub(super) struct LaunchRequest {
 }
 
 impl LaunchRequest {
-    /// Takes the request's descriptors apart: boot document, listening socket, agent, workspace, then the
-    /// cgroups.
+    /// Takes the request's descriptors apart: boot document, listening socket, agent, network, its `/sys`, workspace,
+    /// then the cgroups.
     pub(super) fn descriptors(&self, descriptors: Vec<OwnedFd>) -> io::Result<LaunchDescriptors> {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(io::Error::from(io::ErrorKind::InvalidData));
         let (boot, listener, agent) = (next()?, next()?, next()?);
+        let (network, sys) = match self.network {
+            LaunchNetwork::Host => (None, None),
+            LaunchNetwork::Apart => (Some(next()?), None),
+            LaunchNetwork::ApartWithSys => (Some(next()?), Some(next()?)),
+        };
         let workspace = if self.workspace { Some(next()?) } else { None };
         let unified = if self.unified { Some(next()?) } else { None };
-        Ok(LaunchDescriptors { boot, listener, agent, workspace, unified, tasks: descriptors.collect() })
+        let tasks = descriptors.collect();
+        Ok(LaunchDescriptors { boot, listener, agent, network, sys, workspace, unified, tasks })
     }
 }
 
@@ -66,6 +76,10 @@ pub(super) struct LaunchDescriptors {
     pub(super) listener: OwnedFd,
     /// The agent's executable.
     pub(super) agent: OwnedFd,
+    /// The network namespace.
+    pub(super) network: Option<OwnedFd>,
+    /// `/sys` of that namespace, attached nowhere.
+    pub(super) sys: Option<OwnedFd>,
     /// The workspace, attached nowhere, with its ids as they lie on disk.
     pub(super) workspace: Option<OwnedFd>,
     /// The cgroup in the unified hierarchy.
@@ -78,11 +92,24 @@ impl LaunchDescriptors {
     /// All of them in order.
     pub(super) fn all(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![self.boot.as_fd(), self.listener.as_fd(), self.agent.as_fd()];
+        all.extend(self.network.as_ref().map(AsFd::as_fd));
+        all.extend(self.sys.as_ref().map(AsFd::as_fd));
         all.extend(self.workspace.as_ref().map(AsFd::as_fd));
         all.extend(self.unified.as_ref().map(AsFd::as_fd));
         all.extend(self.tasks.iter().map(AsFd::as_fd));
         all
     }
+}
+
+/// The network that a machine is born in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum LaunchNetwork {
+    /// The host's own.
+    Host,
+    /// A namespace that is among the descriptors.
+    Apart,
+    /// The same, with its `/sys` among the descriptors.
+    ApartWithSys,
 }
 
 /// How ids of layers become those of a machine.

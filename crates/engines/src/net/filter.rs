@@ -20,9 +20,7 @@ use ipnet::Ipv4Net;
 
 use super::{
     NetworkConfig,
-    netlink::{
-        APPEND, CREATE, Messages, Protocol, Socket, attributes, network_number, text,
-    },
+    netlink::{APPEND, CREATE, Messages, Protocol, Socket, attributes, network_number, text},
     policy::{self, NEVER, PRIVATE, Reach},
     rules::{Act, INTERFACE_NAME_BYTES, Rule, Test, Verdict, rule},
 };

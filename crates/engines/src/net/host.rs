@@ -480,9 +480,9 @@ impl Host {
         let routes = self.routes.routes().map_err(host(what))?;
         let subnet = self.config.subnet;
         // A machine's own route, of whatever instance, is for one address.
-        let taken = routes.iter().find(|route| {
-            subnet.contains(&route.destination) && route.destination.prefix_len() < 32
-        });
+        let taken = routes
+            .iter()
+            .find(|route| subnet.contains(&route.destination) && route.destination.prefix_len() < 32);
         if let Some(route) = taken {
             return Err(EngineError::Invalid(format!(
                 "network.subnet {subnet} is in use on this host (route {}): choose another",
@@ -492,7 +492,8 @@ impl Host {
         let allowed: Vec<_> = policy::plain(&self.config.allow_private).collect();
         let matters = |destination: &ipnet::Ipv4Net| {
             let open = allowed.iter().any(|network| policy::overlap(network, destination));
-            let closed = |networks: &[ipnet::Ipv4Net]| networks.iter().any(|network| network.contains(destination));
+            let closed =
+                |networks: &[ipnet::Ipv4Net]| networks.iter().any(|network| network.contains(destination));
             !subnet.contains(destination) && !closed(NEVER) && (open || !closed(PRIVATE))
         };
         let mut uplinks = BTreeSet::new();
@@ -541,7 +542,10 @@ struct Surroundings {
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::ENOENT))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::ENOENT)
+    )
 }
 
 /// A number in as few letters as fit a name.

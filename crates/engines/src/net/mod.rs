@@ -41,7 +41,7 @@ pub(crate) use inside::Namespace;
 pub(crate) use policy::Reach;
 pub(crate) use resolvers::{MARK as RESOLV_CONF_MARK, text as resolv_conf, text_of_host, text_of_none};
 pub(crate) use steps::fault_points;
-pub(crate) use thread::{Connected, Networks};
+pub(crate) use thread::Networks;
 
 /// What the server's owner says about networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,13 +125,27 @@ mod tests {
             Reach::Nothing,
             Reach::Internet,
             Reach::Only(Vec::new()),
-            Reach::Only(vec!["1.2.3.0/24".parse().expect("a network"), "8.8.8.8/32".parse().expect("a network")]),
+            Reach::Only(vec![
+                "1.2.3.0/24".parse().expect("a network"),
+                "8.8.8.8/32".parse().expect("a network"),
+            ]),
         ] {
-            let attachment =
-                Attachment { interface: "0123456789ab00a".into(), address: Ipv4Addr::new(10, 55, 0, 7), reach };
+            let attachment = Attachment {
+                interface: "0123456789ab00a".into(),
+                address: Ipv4Addr::new(10, 55, 0, 7),
+                reach,
+            };
             assert_eq!(Attachment::parse(&attachment.to_text()), Some(attachment));
         }
-        for text in ["", "a", "a 10.0.0.1", "a 10.0.0.1 all", "a x nothing", "a 10.0.0.1 internet x", "a 10.0.0.1 only x"] {
+        for text in [
+            "",
+            "a",
+            "a 10.0.0.1",
+            "a 10.0.0.1 all",
+            "a x nothing",
+            "a 10.0.0.1 internet x",
+            "a 10.0.0.1 only x",
+        ] {
             assert_eq!(Attachment::parse(text), None, "{text:?}");
         }
     }

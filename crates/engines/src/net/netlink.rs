@@ -218,7 +218,9 @@ impl Socket {
         let mut buffer = vec![0; RECEIVE_BYTES];
         while let Some(bytes) = self.receive(&mut buffer)? {
             let messages = split(&buffer[..bytes]);
-            heard.extend(messages.map(|(header, payload)| Heard { from: header.port, payload: payload.to_vec() }));
+            heard.extend(
+                messages.map(|(header, payload)| Heard { from: header.port, payload: payload.to_vec() }),
+            );
         }
         Ok(heard)
     }

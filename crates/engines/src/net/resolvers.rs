@@ -87,7 +87,10 @@ mod tests {
                     nameserver 8.8.8.8\nnameserver 9.9.9.9\nnameserver\nnameserver x\n";
         let own = [Ipv4Addr::new(192, 168, 1, 1)];
         let found = usable(text, &own);
-        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.7", "8.8.4.4", "8.8.8.8"]);
+        assert_eq!(
+            found.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.0.0.7", "8.8.4.4", "8.8.8.8"]
+        );
         assert_eq!(usable("nameserver 127.0.0.11\n", &[]), [] as [Ipv4Addr; 0]);
         assert_eq!(
             super::text(&found[..1]),

@@ -1,11 +1,7 @@
 //! Notices that somebody else removed or changed our table of filters: a reload of the host's own rules often begins
 //! by removing all there are.
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    sync::mpsc::Sender,
-};
+use std::{io, os::fd::OwnedFd, sync::mpsc::Sender};
 
 use rustix::{
     event::{PollFd, PollFlags},
