@@ -264,10 +264,57 @@ impl Client {
         self.call::<Okay>(Method::DELETE, &path, None::<&()>).await.map(drop)
     }
 
+    /// Workspaces by id.
+    pub async fn workspaces(&self) -> Result<Vec<WorkspaceInfo>> {
+        let list: WorkspaceList = self.call(Method::GET, "/v1/workspaces", None::<&()>).await?;
+        Ok(list.workspaces)
+    }
+
+    /// Removes a workspace that no session shows.
+    pub async fn remove_workspace(&self, id: &str) -> Result<()> {
+        self.call::<Okay>(Method::DELETE, &workspace(id, ""), None::<&()>).await.map(drop)
+    }
+
+    /// Removes a workspace, also from under the sessions that show it.
+    pub async fn remove_workspace_by_force(&self, id: &str) -> Result<()> {
+        self.call::<Okay>(Method::DELETE, &workspace(id, "?force=true"), None::<&()>).await.map(drop)
+    }
+
+    /// Entries of a directory in a workspace.
+    pub async fn list_workspace_files(&self, id: &str, path: &str) -> Result<Vec<FsEntry>> {
+        let list: FsList = self.call(Method::GET, &at(workspace(id, "/fs"), path), None::<&()>).await?;
+        Ok(list.entries)
+    }
+
+    /// Writes a file in a workspace, atomically; the workspace is made if it is not there.
+    pub async fn write_workspace_file(&self, id: &str, path: &str, content: Body) -> Result<()> {
+        let request = self.request(Method::PUT, &at(workspace(id, "/fs/raw"), path), content)?;
+        let (response, _) = self.send(request).await?;
+        successful(response).await.map(drop)
+    }
+
+    /// Reads a file in a workspace, streaming.
+    pub async fn read_workspace_file(&self, id: &str, path: &str) -> Result<Download> {
+        let target = at(workspace(id, "/fs/raw"), path);
+        let request = self.request(Method::GET, &target, full_body(Bytes::new()))?;
+        let (response, _) = self.send(request).await?;
+        Ok(Download { body: successful(response).await?.into_body() })
+    }
+
     /// Images by name.
     pub async fn images(&self) -> Result<Vec<ImageInfo>> {
         let list: ImageList = self.call(Method::GET, "/v1/images", None::<&()>).await?;
         Ok(list.images)
+    }
+
+    /// Everything known of an image.
+    pub async fn image(&self, name: &str) -> Result<ImageDetails> {
+        self.call(Method::GET, &format!("/v1/images/{}", encoded(name)), None::<&()>).await
+    }
+
+    /// Removes images that nothing needs, or also those that only their names hold.
+    pub async fn prune_images(&self, all: bool) -> Result<PrunedImages> {
+        self.call(Method::POST, "/v1/images/prune", Some(&PruneImages { all })).await
     }
 
     /// Gives an image a further name.
@@ -415,7 +462,14 @@ fn session(id: &str, rest: &str) -> String {
 }
 
 fn file(id: &str, route: &str, path: &str) -> String {
-    let mut target = session(id, route);
+    at(session(id, route), path)
+}
+
+fn workspace(id: &str, rest: &str) -> String {
+    format!("/v1/workspaces/{}{rest}", encoded(id))
+}
+
+fn at(mut target: String, path: &str) -> String {
     Query::new(&mut target).add("path", path);
     target
 }

@@ -138,6 +138,10 @@ pub struct Port {
     pub host_port: u16,
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 fn is_zero(value: &i64) -> bool {
     *value == 0
 }
@@ -459,13 +463,132 @@ pub struct ImageInfo {
     pub name: String,
     /// Its content's identity; two names of one image share it.
     pub digest: String,
-    /// `host` or `imported`.
+    /// `host`, `imported` or `pulled`.
     pub kind: String,
     /// When it was made, RFC 3339.
     pub created_at: String,
     /// Bytes of file content on disk.
     #[serde(default)]
     pub size_bytes: u64,
+}
+
+/// `GET /v1/images/{name}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ImageDetails {
+    /// What lists have.
+    #[serde(flatten)]
+    pub image: ImageInfo,
+    /// Where it was pulled from, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// The digest of the manifest it was pulled by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// The kind of machine it is made for, `OS/ARCHITECTURE`, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// Environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Directory to start in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// User, as the image names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Program that is to be run, with its first arguments.
+    #[serde(default)]
+    pub entrypoint: Vec<String>,
+    /// Its further arguments, or the whole command where there is no entry point.
+    #[serde(default)]
+    pub cmd: Vec<String>,
+    /// Its layers, lowest first.
+    #[serde(default)]
+    pub layers: Vec<ImageLayer>,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct ImageLayer {
+    /// The digest of its archive, uncompressed.
+    pub digest: String,
+    /// Bytes of file content on disk.
+    pub size_bytes: u64,
+}
+
+/// `POST /v1/images/pull`.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct PullImage {
+    /// The image in its registry, `[REGISTRY/]NAME[:TAG][@sha256:…]`.
+    pub reference: String,
+    /// Its name here; empty: the last part of the reference.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The kind of machine, `OS/ARCHITECTURE`; empty: the server's.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub platform: String,
+    /// Take the name even from an image that was imported.
+    #[serde(skip_serializing_if = "is_false")]
+    pub replace: bool,
+    /// Who asks, where the registry wants to know; empty: as the server is configured.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub username: String,
+    /// Password or token of that user.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub password: String,
+}
+
+impl std::fmt::Debug for PullImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PullImage").field("reference", &self.reference).finish_non_exhaustive()
+    }
+}
+
+/// Event `progress` of a pull.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct PullProgress {
+    /// Bytes that have arrived or were here.
+    pub done_bytes: u64,
+    /// Bytes of all layers.
+    pub total_bytes: u64,
+    /// Layers that are here.
+    pub layers_done: u64,
+    /// All layers.
+    pub layers: u64,
+}
+
+/// Event `error` of a pull.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct PullFailed {
+    /// As in error answers.
+    pub error_code: String,
+    /// In words.
+    pub error: String,
+}
+
+/// `POST /v1/images/prune`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct PruneImages {
+    /// Also images that no session uses.
+    pub all: bool,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct PrunedImages {
+    /// Names that are gone.
+    pub names: Vec<String>,
+    /// Bytes of files that are gone.
+    pub freed_bytes: u64,
 }
 
 /// `POST /v1/images/{name}/tag`.

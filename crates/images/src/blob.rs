@@ -147,11 +147,6 @@ impl PartialBlob {
         self.file.read_at(buffer, offset)
     }
 
-    /// Where it lies, for errors.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Removes it: what it was for is done, or it is worth nothing.
     pub(crate) fn remove(self) -> Result<()> {
         match std::fs::remove_file(&self.path) {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     ffi::OsStr,
+    io::Write,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,10 +17,12 @@ use crate::{
     blob::{BlobDigest, PartialBlob},
     content::{self, ContentRecord, NewImage, scaffold_directory},
     digest,
+    export::{self, ExportFormat},
     host::HostView,
     import::{self, Contents},
     layer::{self, HeldLayer},
     layout,
+    merged::Merged,
     registry::manifest::Platform,
     root::Limits,
     store::{self, ChangeLock, Scratch, Store},
@@ -260,6 +263,30 @@ impl Catalogue {
             }
         }
         Ok(())
+    }
+
+    /// Writes an image out: its files, or an OCI image with all of them in one layer.
+    pub fn export(&self, name: &ImageName, format: ExportFormat, output: &mut dyn Write) -> Result<()> {
+        refuse_built_in(name)?;
+        let details = self.details(name)?;
+        // Held, so that nobody removes it meanwhile. The scaffold is ours, not the image's.
+        let mut layers = self.tree_by_digest(&details.image.digest)?.layers;
+        layers.remove(0);
+        let merged = Merged::new(layers);
+        if format != ExportFormat::Oci {
+            return export::files(&merged, format, output);
+        }
+        let platform = details.platform.as_deref().map(str::parse).transpose()?;
+        let description = export::Description {
+            name: name.as_str(),
+            created_at: &details.image.created_at,
+            config: &details.config,
+            platform: platform.unwrap_or_else(Platform::host),
+            configuration: details.configuration,
+        };
+        let store = &self.inner.store;
+        let scratch = store.scratch(&store.lock()?)?;
+        export::oci(&merged, description, &scratch, output)
     }
 
     /// The tree that `name` stands for now.

@@ -84,6 +84,9 @@ pub enum Error {
         /// The digest it has.
         found: String,
     },
+    /// Somebody asked to stop.
+    #[error("the pull was interrupted; what has arrived is kept, and pulling again goes on from there")]
+    Interrupted,
     /// What is stored has changed since.
     #[error("image {image} is damaged: {problem}")]
     Damaged {

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ffi::{CString, OsStr},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
@@ -37,6 +37,13 @@ pub(crate) struct Merged {
 #[derive(Debug)]
 pub(crate) struct Directory {
     parts: Vec<OwnedFd>,
+}
+
+impl Directory {
+    /// The part that says what the directory is like.
+    pub(crate) fn top(&self) -> BorrowedFd<'_> {
+        self.parts.first().expect("a directory has a part").as_fd()
+    }
 }
 
 /// What a name stands for.

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use http_body_util::BodyExt as _;
 use hyper::{
     Response, StatusCode,
@@ -21,6 +21,7 @@ use hyper::{
     header,
 };
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Catalogue, Credentials, Error, Image, ImageName, ImportOptions, PlainHttp, Platform, Reference, Result,
@@ -59,6 +60,8 @@ pub struct PullOptions {
     pub credentials: Option<Credentials>,
     /// Take the name even from an image that was imported.
     pub replace: bool,
+    /// Stops the pull, which then returns when all that it began has ended.
+    pub interrupt: CancellationToken,
 }
 
 /// A layer as the registry announces it.
@@ -114,12 +117,14 @@ struct Pull {
     registry: Registry,
     reference: Reference,
     progress: Progress,
+    /// Stops what is under way: somebody asked, or a part has failed.
+    stop: CancellationToken,
 }
 
 impl Catalogue {
     /// Pulls an image and gives it a name. What is here already is not fetched, concurrent pulls of one image or layer
-    /// happen once, and nothing is visible until it is whole. Dropping the future stops the pull; what has arrived stays
-    /// for the next one.
+    /// happen once, and nothing is visible until it is whole. What has arrived of a pull that failed or was stopped stays
+    /// for the next one. Needs a runtime of tokio.
     pub async fn pull(
         &self,
         name: &ImageName,
@@ -140,12 +145,13 @@ impl Catalogue {
                 self.blocking(move |_| credentials::find(&reference)).await?
             }
         };
-        let registry = Registry::open(reference, options.plain_http, found).await?;
+        let stop = options.interrupt.child_token();
+        let registry = stoppable(&stop, Registry::open(reference, options.plain_http, found)).await?;
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        let pull = Pull { catalogue: self.clone(), registry, reference: reference.clone(), progress };
-        let (manifest, origin) = pull.manifest(&platform).await?;
+        let pull = Pull { catalogue: self.clone(), registry, reference: reference.clone(), progress, stop };
+        let (manifest, origin) = stoppable(&pull.stop, pull.manifest(&platform)).await?;
         let config = &manifest.config.digest;
-        let _turn = pull.turn(config).await?;
+        let _turn = stoppable(&pull.stop, pull.turn(config)).await?;
         let known = self
             .blocking({
                 let (name, config, origin) = (name.clone(), config.clone(), origin.clone());
@@ -226,15 +232,26 @@ impl Pull {
             return Err(Error::Source(problem.to_owned()));
         }
         let config = configuration.image_config()?;
-        let wanted = manifest.layers.iter().zip(diffs).enumerate();
-        let mut layers: Vec<(usize, HeldLayer)> = stream::iter(wanted)
+        let wanted = manifest.layers.iter().cloned().zip(diffs).enumerate();
+        // All of them are waited for, also after one has failed: each has a thread that writes.
+        let outcomes: Vec<Result<(usize, HeldLayer)>> = stream::iter(wanted)
             .map(|(index, (descriptor, diff))| async move {
-                let layer = self.layer(index, descriptor, diff).await?;
-                Ok::<_, Error>((index, layer))
+                let layer = self.layer(index, &descriptor, diff).await;
+                if layer.is_err() {
+                    self.stop.cancel();
+                }
+                layer.map(|layer| (index, layer))
             })
             .buffer_unordered(LAYERS_AT_ONCE)
-            .try_collect()
-            .await?;
+            .collect()
+            .await;
+        // The first failure is the cause; the others stopped because of it.
+        let failed = |outcome: &Result<(usize, HeldLayer)>| matches!(outcome, Err(error) if !matches!(error, Error::Interrupted));
+        let mut layers = Vec::new();
+        let (causes, others): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(failed);
+        for outcome in causes.into_iter().chain(others) {
+            layers.push(outcome?);
+        }
         layers.sort_by_key(|(index, _)| *index);
         Ok(NewImage {
             id: manifest.config.digest.clone(),
@@ -249,6 +266,9 @@ impl Pull {
     async fn layer(&self, index: usize, descriptor: &Descriptor, diff: BlobDigest) -> Result<HeldLayer> {
         let expected = Expected { blob: descriptor.digest.clone(), diff };
         let mut partial = loop {
+            if self.stop.is_cancelled() {
+                return Err(Error::Interrupted);
+            }
             match self.look(expected.clone()).await? {
                 Look::Present(layer) => {
                     self.tell(index, LayerState::Present);
@@ -257,7 +277,11 @@ impl Pull {
                 Look::Ours(partial) => break partial,
                 Look::Taken => {
                     self.tell(index, LayerState::Waiting);
-                    tokio::time::sleep(LOCK_POLL).await;
+                    stoppable(&self.stop, async {
+                        tokio::time::sleep(LOCK_POLL).await;
+                        Ok(())
+                    })
+                    .await?;
                 }
             }
         };
@@ -321,7 +345,8 @@ impl Pull {
                 settle(made, arriving)
             })
         };
-        let fetched = self.receive_all(index, descriptor, &mut offset, &sender).await;
+        let receiving = self.receive_all(index, descriptor, &mut offset, &sender);
+        let fetched = stoppable(&self.stop, receiving).await;
         drop(sender);
         // Always waited for: its lock on the blob must be free again when this returns.
         let made = joined(worker.await).unwrap_or_else(|error| Err(Fetch { error, blob: None }));
@@ -424,6 +449,15 @@ impl Pull {
             .map(|layer| LayerSize { digest: layer.digest.to_string(), size_bytes: layer.size })
             .collect();
         (self.progress)(PullProgress::Found { manifest: origin.manifest.to_string(), layers });
+    }
+}
+
+/// Gives up on work when it is to stop.
+async fn stoppable<T>(stop: &CancellationToken, work: impl Future<Output = Result<T>>) -> Result<T> {
+    // Both are cancel-safe: whoever drops the work takes what it has done so far.
+    tokio::select! {
+        outcome = work => outcome,
+        () = stop.cancelled() => Err(Error::Interrupted),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     error::{Error, Kind, Result},
+    service::images::Pulls,
     types::{ImageName, Tree},
 };
 
@@ -33,6 +34,7 @@ pub(crate) struct Resolved {
 pub(crate) struct Images {
     catalogue: Catalogue,
     remembered: Mutex<Remembered>,
+    pub(crate) pulls: Mutex<Pulls>,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +45,7 @@ struct Remembered {
 
 impl Images {
     pub(crate) fn new(catalogue: Catalogue) -> Self {
-        Self { catalogue, remembered: Mutex::default() }
+        Self { catalogue, remembered: Mutex::default(), pulls: Mutex::default() }
     }
 
     /// What `name` stands for now.
@@ -80,6 +82,11 @@ impl Images {
         remembered.make_room();
         remembered.trees.insert(digest.to_owned(), tree.clone());
         Ok(tree)
+    }
+
+    /// The catalogue itself, for what does not block.
+    pub(crate) fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
     }
 
     /// Any call of the catalogue, on a thread that may block.
@@ -125,7 +132,7 @@ impl From<sandhaus_images::Error> for Error {
             | Image::Digest { .. } => Kind::Invalid,
             Image::NotFound(_) | Image::NotInRegistry(_) => Kind::NotFound,
             Image::Refused { .. } => Kind::Forbidden,
-            Image::Registry { .. } => Kind::Unavailable,
+            Image::Registry { .. } | Image::Interrupted => Kind::Unavailable,
             Image::Exists(_) => Kind::Exists,
             Image::BuiltIn(_) => Kind::Conflict,
             // Its message names a path of the host.

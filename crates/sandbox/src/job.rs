@@ -24,6 +24,8 @@ impl JobId {
 pub enum JobKind {
     /// An image is imported; the subject is its name.
     ImportImage,
+    /// An image is pulled from a registry; the subject is its name.
+    PullImage,
 }
 
 /// How far a job is.

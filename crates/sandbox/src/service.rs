@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use sandhaus_images::{Catalogue, Image, ImportOptions};
+use sandhaus_images::Catalogue;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -22,7 +22,6 @@ use crate::{
     handle::{Handle, Message, News, gone, not_running},
     images::Images,
     instance::{Instance, Span},
-    job::{JobHandle, JobKind},
     plan::{Host, Seen},
     pool::{self, Acquired, Acquisition, Claimed, Pool, PoolStatus},
     store::Store,
@@ -61,6 +60,8 @@ pub struct ServiceConfig {
     pub plain_request: CreateSandbox,
     /// Workspaces.
     pub workspaces: WorkspaceConfig,
+    /// Registries, `HOST` or `HOST:PORT`, that may be spoken to without TLS; those on this host always may.
+    pub insecure_registries: Vec<String>,
 }
 
 /// Sandboxes kept ready.
@@ -506,59 +507,6 @@ impl Service {
         Ok(ticket.bind(stream))
     }
 
-    /// Images.
-    pub async fn images(&self) -> Result<Vec<Image>> {
-        self.shared.images.blocking(Catalogue::list).await
-    }
-
-    /// Imports an archive or directory of the host; only from the local command line.
-    pub async fn import_image(&self, name: ImageName, source: PathBuf, replace: bool) -> Result<Image> {
-        let shared = self.shared.clone();
-        let now_ms = shared.clock.now_ms();
-        let job = JobHandle::begin(&shared.store, JobKind::ImportImage, name.to_string(), now_ms).await?;
-        // Goes on when the caller goes away: the record tells how it ended.
-        let import = self.shared.tracker.spawn(async move {
-            let job = Arc::new(job);
-            let reporter = job.clone();
-            let outcome = shared
-                .images
-                .blocking(move |catalogue| {
-                    let mut report = |done, total| reporter.progress("import", done, total);
-                    catalogue.import(&name, &source, &ImportOptions { replace, platform: None }, &mut report)
-                })
-                .await;
-            shared.images.changed();
-            let ended = job.end(&shared.store, &outcome).await;
-            outcome.and_then(|image| ended.map(|()| image))
-        });
-        import.await.map_err(|error| Error::internal("import image", error))?
-    }
-
-    /// Gives an image another name.
-    pub async fn tag_image(&self, existing: ImageName, new: ImageName) -> Result<Image> {
-        let image = self.shared.images.blocking(move |catalogue| catalogue.tag(&existing, &new)).await;
-        self.shared.images.changed();
-        image
-    }
-
-    /// Removes an image name; refused while a sandbox needs the content and no other name holds it.
-    pub async fn remove_image(&self, name: ImageName) -> Result<()> {
-        let shared = self.shared.clone();
-        let wanted = name.clone();
-        let known = shared.images.blocking(move |catalogue| Ok(catalogue.get(&wanted)?.digest)).await;
-        // What only the pool needs is not in the way.
-        let _freed = match known {
-            Ok(digest) => shared.free_from_pool(digest).await,
-            // The removal says what is wrong.
-            Err(_) => None,
-        };
-        let remove =
-            move |catalogue: &Catalogue| catalogue.remove(&name, &|digest: &str| shared.uses_image(digest));
-        let removed = self.shared.images.blocking(remove).await;
-        self.shared.images.changed();
-        removed
-    }
-
     /// Stops the actors and engines' helpers and closes the store. Sandboxes go on.
     pub async fn shutdown(&self) {
         let shared = &self.shared;
@@ -784,5 +732,6 @@ pub(crate) fn shutting_down() -> Error {
     Error::new(Kind::Unavailable, "the server is shutting down")
 }
 
+pub mod images;
 #[cfg(test)]
 mod tests;

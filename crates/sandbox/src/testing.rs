@@ -544,6 +544,7 @@ pub fn config() -> ServiceConfig {
         pool: crate::service::PoolConfig::default(),
         plain_request: request(),
         workspaces: crate::service::WorkspaceConfig::default(),
+        insecure_registries: Vec::new(),
     }
 }
 

@@ -4,6 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use sandhaus_sandbox::WorkspaceId;
+
+mod image;
+mod workspace;
+
+pub(crate) use image::{ImageArguments, ImageCommand, ImportArguments, PullArguments};
+pub(crate) use workspace::{Place, WorkspaceArguments, WorkspaceCommand, WorkspaceFile};
 
 use crate::{
     spelling::CalledAs,
@@ -66,6 +73,8 @@ pub(crate) enum Command {
     Inspect(InspectArguments),
     /// Manage images
     Image(ImageArguments),
+    /// Manage workspaces of a server, and copy files into and out of them
+    Workspace(WorkspaceArguments),
     /// Check whether this host can run sandboxes
     Doctor(DoctorArguments),
     /// Check whether the configuration is safe
@@ -129,6 +138,9 @@ pub(crate) struct RunArguments {
     /// Show a host file or directory inside; needs a sandbox without a server, and gets one
     #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]")]
     pub(crate) volumes: Vec<MountPoint>,
+    /// Show this workspace at /workspace; it is made if need be, and stays
+    #[arg(long, value_name = "NAME")]
+    pub(crate) workspace: Option<WorkspaceId>,
     /// Set a variable, or pass one on
     #[arg(short, long = "env", value_name = "K=V|K")]
     pub(crate) env: Vec<EnvironmentEntry>,
@@ -330,50 +342,6 @@ pub(crate) struct InspectArguments {
     /// Id of the sandbox
     #[arg(value_name = "ID")]
     pub(crate) sandbox: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ImageArguments {
-    #[command(subcommand)]
-    pub(crate) command: ImageCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageCommand {
-    /// Make an image of an archive or a directory of this host
-    Import {
-        /// Replace the image that has the name
-        #[arg(long)]
-        replace: bool,
-        /// Name of the image
-        #[arg(value_name = "NAME")]
-        name: String,
-        /// A tar archive (plain, gzip or zstd) or a directory
-        #[arg(value_name = "TARBALL|DIR")]
-        source: PathBuf,
-    },
-    /// List images
-    #[command(visible_alias = "ls")]
-    List {
-        /// How to print
-        #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
-        output: Output,
-    },
-    /// Remove image names; the content goes with its last name
-    Rm {
-        /// Names of the images
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-    },
-    /// Give an image another name
-    Tag {
-        /// Name of the image
-        #[arg(value_name = "NAME")]
-        name: String,
-        /// Its further name; if it stands for another image it moves
-        #[arg(value_name = "NEW")]
-        new: String,
-    },
 }
 
 #[derive(Debug, Args)]

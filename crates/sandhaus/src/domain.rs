@@ -115,6 +115,7 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
             Lifetime::Configured => config.pool.clone(),
             Lifetime::Instance => PoolConfig::default(),
         },
+        insecure_registries: config.insecure_registries.clone(),
         plain_request: sandhaus_gateway::plain_request(&v1_config(config)),
         workspaces: WorkspaceConfig {
             directory: config.data_dir.join(WORKSPACES_DIR),

@@ -1,11 +1,15 @@
 //! Progress for people: only on a terminal, and only for what takes longer than a second.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::{stdio, termios::isatty};
+use sandhaus_images::{LayerSize, LayerState, PullProgress};
 
-use crate::commands::run::Quiet;
+use crate::{advice::print_note, commands::run::Quiet, output::human_bytes};
 
 /// What is over sooner shows nothing.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
@@ -90,5 +94,106 @@ impl ByteCount {
             bar.set_style(style);
         }
         bar.set_position(done);
+    }
+}
+
+/// How far the layers of an image are that is pulled: a bar for each on a terminal, a line for each otherwise.
+pub(crate) struct LayerBars {
+    shape: Shape,
+    layers: Mutex<Vec<LayerBar>>,
+}
+
+/// Where progress goes.
+enum Shape {
+    Bars(MultiProgress),
+    Lines,
+    Nothing,
+}
+
+struct LayerBar {
+    digest: String,
+    size_bytes: u64,
+    bar: ProgressBar,
+    ended: bool,
+}
+
+/// Characters of a digest that a bar shows.
+const DIGEST_SHOWN: usize = 12;
+
+impl LayerBars {
+    pub(crate) fn new(quiet: Quiet) -> Self {
+        let shape = match quiet {
+            Quiet::Yes => Shape::Nothing,
+            Quiet::No if isatty(stdio::stderr()) => {
+                Shape::Bars(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()))
+            }
+            Quiet::No => Shape::Lines,
+        };
+        Self { shape, layers: Mutex::default() }
+    }
+
+    /// Takes a report in, from whatever thread.
+    pub(crate) fn note(&self, event: PullProgress) {
+        // Bars are whole between any two statements.
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            PullProgress::Found { manifest, layers: found } => {
+                let total = found.iter().map(|layer| layer.size_bytes).sum();
+                if let Shape::Lines = self.shape {
+                    print_note(&format!("{manifest}: {} layers, {}", found.len(), human_bytes(total)));
+                }
+                layers.extend(found.into_iter().map(|layer| self.bar(layer)));
+            }
+            PullProgress::Layer { index, state } => {
+                let Some(layer) = layers.get_mut(index) else { return };
+                self.show(layer, state);
+            }
+        }
+    }
+
+    /// Takes all bars off the terminal.
+    pub(crate) fn finish(&self) {
+        if let Shape::Bars(bars) = &self.shape
+            && let Err(error) = bars.clear()
+        {
+            tracing::debug!(%error, "progress bars stay on the terminal");
+        }
+    }
+
+    fn bar(&self, layer: LayerSize) -> LayerBar {
+        let digest =
+            layer.digest.trim_start_matches("sha256:").chars().take(DIGEST_SHOWN).collect::<String>();
+        let bar = match &self.shape {
+            Shape::Bars(bars) => {
+                let style =
+                    ProgressStyle::with_template("{prefix} {bar:30} {bytes:>10}/{total_bytes:10} {msg}")
+                        .expect("a constant template that is valid");
+                let bar = ProgressBar::new(layer.size_bytes).with_style(style).with_prefix(digest.clone());
+                bars.add(bar)
+            }
+            Shape::Lines | Shape::Nothing => ProgressBar::hidden(),
+        };
+        LayerBar { digest, size_bytes: layer.size_bytes, bar, ended: false }
+    }
+
+    fn show(&self, layer: &mut LayerBar, state: LayerState) {
+        let words = match state {
+            LayerState::Waiting => "waits for another pull",
+            LayerState::Fetching { done_bytes } => {
+                layer.bar.set_position(done_bytes);
+                layer.bar.set_message(if done_bytes == layer.size_bytes { "unpacking" } else { "" });
+                return;
+            }
+            LayerState::Done => "done",
+            LayerState::Present => "is here",
+        };
+        layer.bar.set_message(words);
+        if matches!(state, LayerState::Waiting) || std::mem::replace(&mut layer.ended, true) {
+            return;
+        }
+        layer.bar.set_position(layer.size_bytes);
+        if let Shape::Lines = self.shape {
+            print_note(&format!("layer {} {words}: {}", layer.digest, human_bytes(layer.size_bytes)));
+        }
     }
 }

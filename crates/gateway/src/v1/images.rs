@@ -1,15 +1,25 @@
-//! Images of this server. Importing one reads files of the host, so that is for the command line on it.
+//! Images of this server. Importing one reads files of the host, so that is for the command line on it; pulling one from
+//! a registry is not.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     extract::{Path, State},
-    http::{Response, StatusCode},
+    http::{HeaderValue, Response, StatusCode, header},
 };
-use sandhaus_client::wire::{ErrorBody, ImageInfo, ImageList, Okay, TagImage};
-use sandhaus_sandbox::ImageName;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use sandhaus_client::wire::{
+    ErrorBody, ImageDetails, ImageInfo, ImageLayer, ImageList, Okay, PruneImages, PrunedImages, PullFailed,
+    PullImage, PullProgress, TagImage,
+};
+use sandhaus_sandbox::{
+    ImageName, Kind,
+    service::images::{self, Credentials, LayerState, Prune, PullStatus},
+};
 use serde::Serialize;
+use tokio::{sync::watch, time::Instant};
 
 use super::{json, json::Json};
 use crate::{
@@ -17,21 +27,185 @@ use crate::{
     error::{ApiError, ApiResult, Subject},
 };
 
+/// How often a pull's progress is told at most.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Silence after which a comment is sent.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Longest name or password of a registry's user.
+const CREDENTIAL_BYTES_MAX: usize = 16 << 10;
+
 /// Images, by name.
 #[utoipa::path(get, path = "/v1/images", tag = "images", responses((status = 200, body = ImageList)))]
 pub(super) async fn list(State(edge): State<Arc<Edge>>) -> ApiResult<Response<Body>> {
     let images = edge.service.images().await.map_err(|error| ApiError::of(Subject::Image, error))?;
-    let images = images
-        .into_iter()
-        .map(|image| ImageInfo {
-            name: image.name.to_string(),
-            digest: image.digest,
-            kind: word(&image.kind),
-            created_at: image.created_at,
-            size_bytes: image.size_bytes,
-        })
-        .collect();
+    let images = images.into_iter().map(info).collect();
     Ok(json(StatusCode::OK, &ImageList { images }))
+}
+
+/// Everything known of an image.
+#[utoipa::path(get, path = "/v1/images/{name}", tag = "images", params(("name" = String, Path)), responses(
+    (status = 200, body = ImageDetails),
+    (status = 404, body = ErrorBody, description = "IMAGE_NOT_FOUND"),
+))]
+pub(super) async fn inspect(
+    State(edge): State<Arc<Edge>>,
+    Path(name): Path<String>,
+) -> ApiResult<Response<Body>> {
+    let name = parse(&name)?;
+    let details = edge.service.image(name).await.map_err(|error| ApiError::of(Subject::Image, error))?;
+    let layers = details.layers.into_iter();
+    let wire = ImageDetails {
+        image: info(details.image),
+        reference: details.reference,
+        manifest: details.manifest,
+        platform: details.platform,
+        env: details.config.env,
+        workdir: details.config.workdir,
+        user: details.config.user,
+        entrypoint: details.config.entrypoint,
+        cmd: details.config.cmd,
+        layers: layers
+            .map(|layer| ImageLayer { digest: layer.digest, size_bytes: layer.size_bytes })
+            .collect(),
+    };
+    Ok(json(StatusCode::OK, &wire))
+}
+
+/// Pulls an image from a registry: `progress` events as it goes on, then `done` with the image, or `error`. A second
+/// pull of the same image joins the first. It goes on when its clients hang up.
+#[utoipa::path(post, path = "/v1/images/pull", tag = "images", request_body = PullImage, responses(
+    (status = 200, content_type = "text/event-stream", body = String, description = "events: progress (PullProgress), done (ImageInfo), error (PullFailed)"),
+    (status = 400, body = ErrorBody, description = "INVALID_IMAGE"),
+    (status = 429, body = ErrorBody, description = "RESOURCE_EXHAUSTED"),
+))]
+pub(super) async fn pull(
+    State(edge): State<Arc<Edge>>,
+    Json(request): Json<PullImage>,
+) -> ApiResult<Response<Body>> {
+    let request = pull_request(request)?;
+    let status = edge.service.pull_image(request).await;
+    let status = status.map_err(|error| ApiError::of(Subject::Image, error))?;
+    let events = Events { status, told: None, ended: false };
+    let stream = futures::stream::unfold(events, |mut events| async move {
+        let event = events.next().await?;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), events))
+    });
+    let mut response = Response::new(Body::new(StreamBody::new(stream)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+fn pull_request(request: PullImage) -> ApiResult<images::PullImage> {
+    let refuse = |error: sandhaus_sandbox::Error| ApiError::of(Subject::Image, error);
+    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    if request.username.len() + request.password.len() > CREDENTIAL_BYTES_MAX {
+        return Err(ApiError::invalid("username and password are too long"));
+    }
+    let credentials = given(request.username)
+        .map(|username| Credentials::Password { username, password: request.password });
+    let platform = given(request.platform).map(|platform| platform.parse()).transpose();
+    let reference = images::Reference::parse(&request.reference).map_err(|error| refuse(error.into()))?;
+    Ok(images::PullImage {
+        name: given(request.name).map(|name| parse(&name)).transpose()?,
+        reference,
+        platform: platform.map_err(|error: images::ImageError| refuse(error.into()))?,
+        credentials,
+        replace: request.replace,
+    })
+}
+
+/// A pull as a stream of events.
+struct Events {
+    status: watch::Receiver<PullStatus>,
+    told: Option<Instant>,
+    ended: bool,
+}
+
+impl Events {
+    /// The next event; `None` after the last.
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        if self.ended {
+            return None;
+        }
+        if let Some(told) = self.told {
+            // All three are cancel-safe; nothing is lost by looking later, the watch keeps the newest.
+            let changed = tokio::time::timeout(PING_INTERVAL, self.status.changed()).await;
+            match changed {
+                Err(_) => return Some(b": ping\n\n".to_vec()),
+                // Whoever pulled is gone without a word: the server is shutting down.
+                Ok(Err(_)) if self.status.borrow().outcome.is_none() => {
+                    self.ended = true;
+                    let message = "the server is shutting down".to_owned();
+                    return Some(failed(Kind::Unavailable, message));
+                }
+                Ok(_) => {}
+            }
+            if self.status.borrow().outcome.is_none() {
+                tokio::time::sleep_until(told + PROGRESS_INTERVAL).await;
+            }
+        }
+        self.told = Some(Instant::now());
+        let status = self.status.borrow_and_update().clone();
+        self.ended = status.outcome.is_some();
+        Some(match status.outcome {
+            None => event("progress", &progress(&status.layers)),
+            Some(Ok(image)) => event("done", &info(image)),
+            Some(Err(failure)) => failed(failure.kind, failure.message),
+        })
+    }
+}
+
+fn failed(kind: Kind, message: String) -> Vec<u8> {
+    let error = ApiError::new(kind, Subject::Image, message);
+    let words = if kind == Kind::Internal { "internal error".to_owned() } else { error.public_message("") };
+    event("error", &PullFailed { error_code: error.code().to_owned(), error: words })
+}
+
+fn progress(layers: &[images::PulledLayer]) -> PullProgress {
+    let here = |layer: &&images::PulledLayer| matches!(layer.state, LayerState::Done | LayerState::Present);
+    PullProgress {
+        done_bytes: layers.iter().map(images::PulledLayer::done_bytes).sum(),
+        total_bytes: layers.iter().map(|layer| layer.size_bytes).sum(),
+        layers_done: layers.iter().filter(here).count() as u64,
+        layers: layers.len() as u64,
+    }
+}
+
+/// An event whose data is one line of ASCII, as some parsers need it.
+fn event(name: &str, data: &impl Serialize) -> Vec<u8> {
+    let json = serde_json::to_string(data).expect("wire types serialise");
+    let mut text = format!("event: {name}\ndata: ");
+    for character in json.chars() {
+        if character.is_ascii() {
+            text.push(character);
+        } else {
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    text.push_str("\n\n");
+    text.into_bytes()
+}
+
+/// Removes what no image needs any more.
+#[utoipa::path(post, path = "/v1/images/prune", tag = "images", request_body = PruneImages, responses(
+    (status = 200, body = PrunedImages),
+))]
+pub(super) async fn prune(
+    State(edge): State<Arc<Edge>>,
+    Json(request): Json<PruneImages>,
+) -> ApiResult<Response<Body>> {
+    let what = if request.all { Prune::Unused } else { Prune::Nameless };
+    let pruned = edge.service.prune_images(what).await.map_err(|error| ApiError::of(Subject::Image, error))?;
+    let names = pruned.names.iter().map(ToString::to_string).collect();
+    Ok(json(StatusCode::OK, &PrunedImages { names, freed_bytes: pruned.freed_bytes }))
 }
 
 /// Removes an image's name; its content goes with the last name of it.
@@ -63,14 +237,17 @@ pub(super) async fn tag(
     let (name, tag) = (parse(&name)?, parse(&request.tag)?);
     let image =
         edge.service.tag_image(name, tag).await.map_err(|error| ApiError::of(Subject::Image, error))?;
-    let info = ImageInfo {
+    Ok(json(StatusCode::OK, &info(image)))
+}
+
+fn info(image: images::Image) -> ImageInfo {
+    ImageInfo {
         name: image.name.to_string(),
         digest: image.digest,
         kind: word(&image.kind),
         created_at: image.created_at,
         size_bytes: image.size_bytes,
-    };
-    Ok(json(StatusCode::OK, &info))
+    }
 }
 
 /// A word of the domain, as it is written down.
@@ -84,7 +261,7 @@ fn word(value: &impl Serialize) -> String {
 fn parse(name: &str) -> ApiResult<ImageName> {
     ImageName::parse(name).map_err(|_| {
         ApiError::new(
-            sandhaus_sandbox::Kind::Invalid,
+            Kind::Invalid,
             Subject::Image,
             format!("invalid image name: {name:?}"),
         )

@@ -73,7 +73,7 @@ pub(super) async fn create(
     let acquired = edge.service.acquire(wanted).await.map_err(|error| match (error.kind(), image) {
         (Kind::NotFound, Some(image)) => {
             let message =
-                format!("image not found: {image}; add it with: sandhaus image import {image} TARBALL");
+                format!("image not found: {image}; pull it with: sandhaus image pull --name {image} REFERENCE");
             ApiError::new(Kind::NotFound, Subject::NewSession, message)
         }
         _ => ApiError::of(Subject::NewSession, error),

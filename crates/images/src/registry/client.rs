@@ -101,14 +101,6 @@ pub(crate) enum Attempt {
     Lasting(Error),
 }
 
-impl Attempt {
-    pub(crate) fn into_error(self) -> Error {
-        match self {
-            Self::Passing(error, _) | Self::Lasting(error) => error,
-        }
-    }
-}
-
 /// Waits grow with each failure; progress starts them anew.
 #[derive(Debug, Default)]
 pub(crate) struct Patience {

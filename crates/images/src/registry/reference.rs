@@ -102,11 +102,6 @@ impl Reference {
         &self.repository
     }
 
-    /// The digest that was asked for, if one was.
-    pub(crate) fn digest(&self) -> Option<&BlobDigest> {
-        self.digest.as_ref()
-    }
-
     /// What names its manifest in the registry: the digest, else the tag.
     pub(crate) fn manifest(&self) -> String {
         match (&self.digest, &self.tag) {

@@ -66,6 +66,7 @@ fn kind_schema(kind: Kind) -> Value {
         }),
         Kind::Truth => json!({ "type": "boolean" }),
         Kind::Image => json!({ "type": "string" }),
+        Kind::Registries => json!({ "type": "array", "items": { "type": "string" } }),
         Kind::Images => json!({ "type": "array", "items": { "type": "string" } }),
         Kind::ImageCounts { most } => json!({
             "type": "object",
@@ -121,6 +122,7 @@ fn in_words(kind: Kind) -> String {
         Kind::Mebibytes => "MiB, or a size such as `2GiB`".to_owned(),
         Kind::Truth => "`true`, `false`".to_owned(),
         Kind::Image => "image name".to_owned(),
+        Kind::Registries => "list of hosts".to_owned(),
         Kind::Images => "list of image names".to_owned(),
         Kind::ImageCounts { most } => format!("image names, each with 0 to {most}"),
         Kind::Network => "IPv4 `ADDRESS/BITS`".to_owned(),

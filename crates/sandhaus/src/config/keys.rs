@@ -63,6 +63,8 @@ pub(crate) enum Kind {
     Image,
     /// Names of images.
     Images,
+    /// Hosts of registries, perhaps with a port.
+    Registries,
     /// Names of images, each with a count.
     ImageCounts { most: u64 },
     /// An IPv4 network.
@@ -229,6 +231,18 @@ pub(crate) const KEYS: &[Key] = &[
             Ok(())
         },
         show: |config| shown_all(&config.allowed_images),
+    },
+    Key {
+        name: "insecure_registries",
+        env: "INSECURE_REGISTRIES",
+        about: "Registries, HOST or HOST:PORT, that images may be pulled from without TLS. Those on this host always may.",
+        kind: Kind::Registries,
+        ignored: None,
+        apply: |config, raw| {
+            config.insecure_registries = raw.list()?;
+            Ok(())
+        },
+        show: |config| shown_all(&config.insecure_registries),
     },
     Key {
         name: "session_ttl_seconds",

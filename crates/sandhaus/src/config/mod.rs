@@ -61,6 +61,8 @@ pub(crate) struct Config {
     pub(crate) default_image: ImageName,
     /// Images that may be used; empty: all.
     pub(crate) allowed_images: Vec<ImageName>,
+    /// Registries that may be spoken to without TLS.
+    pub(crate) insecure_registries: Vec<String>,
     /// Time to live of `/v1` sandboxes.
     pub(crate) session_ttl: Duration,
     /// Most live sandboxes.
@@ -101,6 +103,7 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/sandhaus"),
             default_image: ImageName::parse("host").expect("a valid name"),
             allowed_images: Vec::new(),
+            insecure_registries: Vec::new(),
             session_ttl: Duration::from_secs(1800),
             sandboxes_max: 1024,
             resources: Resources { cpu_millis: 1000, memory_bytes: 512 << 20, pids: 256, disk_bytes: 0 },

@@ -29,7 +29,7 @@ fn nothing_configured_gives_the_documented_figures() {
 fn every_key_is_read_from_the_file() {
     let (config, warnings) = with(
         "listen: '0.0.0.0:9000'\napi_key: secret\ndata_dir: /data\ndefault_image: python\n\
-         allowed_images: [python, base]\nsession_ttl_seconds: 60\nsandboxes_max: 7\ndefaults:\n  cpu_limit: 0.5\n  \
+         allowed_images: [python, base]\ninsecure_registries: ['registry.lan:5000']\nsession_ttl_seconds: 60\nsandboxes_max: 7\ndefaults:\n  cpu_limit: 0.5\n  \
          mem_limit_mb: 64\n  pids_limit: 32\n  disk_limit_mb: 128\n  max_exec_timeout_ms: 1000\n  \
          readonly_rootfs: false\n  shell_prefer: sh\n  security_profile: container\n  exec_mode: stateless\n  \
          network_mode: bridge\nsecurity: {seccomp: mvp}\nnetwork:\n  subnet: 10.9.0.0/16\n  \
@@ -47,6 +47,7 @@ fn every_key_is_read_from_the_file() {
         data_dir: "/data".into(),
         default_image: name("python"),
         allowed_images: vec![name("python"), name("base")],
+        insecure_registries: vec!["registry.lan:5000".to_owned()],
         session_ttl: Duration::from_secs(60),
         sandboxes_max: 7,
         resources: Resources { cpu_millis: 500, memory_bytes: 64 << 20, pids: 32, disk_bytes: 128 << 20 },
