@@ -60,6 +60,11 @@ impl KernelObjects {
             let entries = entries(&data_dir.join(folder)).into_iter();
             found.files.extend(entries.filter(|path| !INSTANCE_FILES.iter().any(|own| path.ends_with(own))));
         }
+        // Workspaces stay; what is only being made or removed has a hidden name.
+        let workspaces = entries(&data_dir.join("workspaces")).into_iter();
+        found.files.extend(workspaces.filter(|path| {
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with('.'))
+        }));
         found
     }
 

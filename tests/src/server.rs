@@ -90,11 +90,16 @@ pub struct Server {
 
 /// Starts a server of its own for the test `name`, and proves after `body` that nothing is left and nothing was odd.
 pub fn with_server(name: &str, body: impl FnOnce(&Server)) {
+    with_configured_server(name, &Options::default(), body);
+}
+
+/// The same with options.
+pub fn with_configured_server(name: &str, options: &Options, body: impl FnOnce(&Server)) {
     if !crate::runnable(name) {
         return;
     }
     let dir = DataDir::new();
-    let server = Server::start(&dir);
+    let server = Server::start_with(&dir, options);
     body(&server);
     server.delete_all();
     let (status, log) = server.stop();
@@ -169,6 +174,11 @@ impl Server {
     /// A client of it.
     pub fn http(&self) -> Http {
         Http::new(self.address)
+    }
+
+    /// Its data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     /// Its address as a URL.

@@ -377,6 +377,13 @@ impl fmt::Display for WorkspaceId {
     }
 }
 
+impl std::str::FromStr for WorkspaceId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::parse(text)
+    }
+}
+
 impl TryFrom<String> for WorkspaceId {
     type Error = Error;
     fn try_from(text: String) -> Result<Self, Error> {

@@ -110,6 +110,7 @@ fn parse() -> Result<Cli, ExitCode> {
 fn fault_points() -> ExitCode {
     let mut points = sandhaus_engines::namespace::fault_points();
     points.extend(sandhaus_sandbox::plan::fault_points());
+    points.extend(sandhaus_sandbox::workspace::fault_points());
     points.extend(sandhaus_sandbox::pool::fault_points());
     let text: String = points.iter().map(|point| format!("{point}\n")).collect();
     match output::print(&text) {
@@ -187,6 +188,7 @@ async fn dispatch(
         Command::Rm(arguments) => commands::rm::rm(arguments, config, called_as).await,
         Command::Inspect(arguments) => commands::inspect::inspect(arguments, config).await,
         Command::Image(arguments) => commands::image::image(arguments, config, quiet).await,
+        Command::Workspace(arguments) => commands::workspace::workspace(arguments, config).await,
         Command::Doctor(arguments) => commands::doctor::doctor(arguments, config, called_as),
         Command::Config(arguments) => commands::config::config(arguments, loaded),
         Command::Security(arguments) => commands::security::security(arguments, loaded, called_as),

@@ -39,6 +39,12 @@ pub(crate) fn is_ignored(signal: libc::c_int) -> bool {
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
+/// Gives new files the modes that are asked for. Everything of ours lies in directories that only root may enter, while
+/// what is shown inside of sandboxes must be readable there, however cautious the caller's own mask is.
+pub(crate) fn reset_file_mask() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+}
+
 /// Raises the limit of open files to the most that is allowed: every sandbox and every connection takes some.
 pub(crate) fn raise_open_files_limit() {
     let limit = getrlimit(Resource::Nofile);

@@ -17,3 +17,4 @@ pub(crate) mod security;
 pub(crate) mod serve;
 pub(crate) mod stop;
 pub(crate) mod version;
+pub(crate) mod workspace;

@@ -161,6 +161,7 @@ async fn privately(
 ) -> Result<u8> {
     let request = sandbox_request(arguments, config)?;
     let progress = Progress::after_a_second("starting sandbox", quiet);
+    crate::process::reset_file_mask();
     let instance = PrivateInstance::open(config).await?;
     let created = tokio::select! {
         created = instance.service().create(request) => Ok(created),
@@ -266,7 +267,7 @@ fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSa
         shell: config.shell,
         warm_shell: false,
         seccomp: config.seccomp,
-        workspace: None,
+        workspace: arguments.workspace.clone(),
         publish: Vec::new(),
     })
 }
@@ -279,6 +280,7 @@ fn session_request(arguments: &RunArguments) -> Result<CreateSession> {
         image: arguments.image.clone().unwrap_or_default(),
         ttl_seconds: if arguments.keep { 0 } else { SERVER_TTL_SECONDS },
         name: arguments.name.clone().unwrap_or_default(),
+        workspace_id: arguments.workspace.as_ref().map(ToString::to_string).unwrap_or_default(),
         labels: labels(),
         env: environment(&arguments.env)?,
         cpus: f64::from(resources.cpu_millis) / 1000.0,
