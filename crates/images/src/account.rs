@@ -32,7 +32,9 @@ impl Account {
             None => fields.first() == Some(&user),
         });
         let field = |index: usize| line.as_ref().and_then(|fields| fields.get(index).copied());
-        let uid = number.or_else(|| field(2).and_then(id))?;
+        // Root needs no line of its own.
+        let root = (user == "root").then_some(0);
+        let uid = number.or_else(|| field(2).and_then(id)).or(root)?;
         let gid = match wanted_group {
             Some(wanted) => match id(wanted) {
                 Some(number) => number,
@@ -75,6 +77,7 @@ mod tests {
         assert_eq!(found("4000"), some(4000, 0, "4000", "/"));
         assert_eq!(found("4000:staff"), some(4000, 50, "4000", "/"));
         assert_eq!(found("odd"), some(7, 7, "odd", "/"));
+        assert_eq!(Account::find("root", b"", b"").map(|root| (root.uid, root.gid)), Some((0, 0)));
         for bad in ["nobody", "node:nobody", "70000", "-1", "", "1:70000"] {
             assert_eq!(found(bad), None, "{bad}");
         }

@@ -46,6 +46,16 @@ pub(crate) struct Archive<R> {
     data_left: u64,
     filling: u64,
     global: Records,
+    ending: Ending,
+}
+
+/// How an archive ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// By its end mark: without it something is missing.
+    Marked,
+    /// By its mark, or where there is no more of it: whoever reads it knows its digest.
+    Open,
 }
 
 /// A member of an archive.
@@ -85,17 +95,19 @@ pub(crate) struct Piece {
 
 impl<R: Read> Archive<R> {
     /// Reads from the beginning of an archive. `location` is named in errors.
-    pub(crate) fn new(reader: R, location: PathBuf) -> Self {
-        Self { reader, location, data_left: 0, filling: 0, global: Records::default() }
+    pub(crate) fn new(reader: R, location: PathBuf, ending: Ending) -> Self {
+        Self { reader, location, data_left: 0, filling: 0, global: Records::default(), ending }
     }
 
-    /// The next member; `None` at the archive's end mark.
+    /// The next member; `None` at the archive's end.
     pub(crate) fn next(&mut self) -> Result<Option<Member>> {
         let mut local = Records::default();
         for _ in 0..=EXTENDED_HEADERS_MAX {
             self.skip(self.data_left.saturating_add(self.filling))?;
             let mut block = [0; BLOCK_BYTES];
-            self.fill(&mut block)?;
+            if !self.header(&mut block)? {
+                return Ok(None);
+            }
             if block.iter().all(|byte| *byte == 0) {
                 self.read_to_end()?;
                 return Ok(None);
@@ -120,6 +132,25 @@ impl<R: Read> Archive<R> {
             }
         }
         Err(Error::TooLarge { what: "number of extended headers", limit: EXTENDED_HEADERS_MAX as u64 })
+    }
+
+    /// Reads a header; false where an archive may end that has none.
+    fn header(&mut self, block: &mut [u8; BLOCK_BYTES]) -> Result<bool> {
+        if self.ending == Ending::Open {
+            let first = loop {
+                match self.reader.read(&mut block[..1]) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    result => break result.map_err(|error| self.failed(error))?,
+                }
+            };
+            if first == 0 {
+                return Ok(false);
+            }
+            self.fill(&mut block[1..])?;
+        } else {
+            self.fill(block)?;
+        }
+        Ok(true)
     }
 
     /// Reads from the stored bytes of the present member; zero bytes when there are no more.

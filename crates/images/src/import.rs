@@ -20,7 +20,7 @@ use rustix::{
 
 use crate::{
     Error, Result,
-    archive::{Archive, Bounded, Counted, MemberKind},
+    archive::{Archive, Bounded, Counted, Ending, MemberKind},
     digest::extended_attributes,
     registry::manifest::Platform,
     root::{Attributes, EntryPath, Limits, Root},
@@ -134,7 +134,7 @@ fn unpack(
     let compressed = Counted::new(std::fs::File::from(file), Rc::clone(&count));
     let reader = decoder(compressed, &count, allowance).map_err(|error| decoder_failure(error, source))?;
     let reader = io::BufReader::with_capacity(COPY_BYTES, reader);
-    let mut archive = Archive::new(reader, source.to_path_buf());
+    let mut archive = Archive::new(reader, source.to_path_buf(), Ending::Marked);
     let mut kind_of_archive = KindOfArchive::default();
     let mut left_out = LeftOut::default();
     let mut place = Placing { root, whiteouts: Whiteouts::Names, left_out: &mut left_out };

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     Error, Result,
-    archive::Archive,
+    archive::{Archive, Ending},
     blob::BlobDigest,
     digest::{self, Summary},
     import::{LeftOut, Placing, Whiteouts, decoder, decoder_failure},
@@ -209,7 +209,7 @@ fn untar(pieces: Pieces, origin: &Path, tree: &Path, limits: Limits) -> Unpacked
     let mut hashed = Hashed { reader: pieces, hasher: Sha256::new() };
     let mut root = Root::open(tree, limits)?;
     let mut left_out = LeftOut::default();
-    let mut archive = Archive::new(&mut hashed, origin.to_path_buf());
+    let mut archive = Archive::new(&mut hashed, origin.to_path_buf(), Ending::Open);
     let mut place = Placing { root: &mut root, whiteouts: Whiteouts::Meant, left_out: &mut left_out };
     place.all(&mut archive, &mut |_| {})?;
     drop(archive);

@@ -7,6 +7,7 @@ use crate::{
     engine::Capabilities,
     error::{Error, Kind, Result},
     handle::{Handle, gone, not_running},
+    images::Resolved,
     service::{CreateSandbox, Defaults, Shared},
     types::*,
 };
@@ -30,8 +31,8 @@ pub(crate) async fn admit(shared: &Shared, request: CreateSandbox) -> Result<San
     let resources = resources(&request.resources, defaults, capabilities)?;
     let (ttl_ms, expires_at_ms) = deadline(&request, defaults, shared.clock.now_ms())?;
 
-    let name = image_name(request.image, defaults)?;
-    let image = shared.images.resolve(&name).await?;
+    let (name, image) = image(shared, request.image).await?;
+    check_image_user(&name, &image, request.security)?;
     let id = SandboxId::random();
     let workspace = shared.workspaces.admit(request.workspace, &id, capabilities)?;
     Ok(Sandbox {
@@ -274,7 +275,33 @@ fn image_name(asked: Option<ImageName>, defaults: &Defaults) -> Result<ImageName
     if !allowed.is_empty() && !allowed.contains(&name) {
         return Err(Error::new(Kind::Forbidden, format!("image not allowed: {name}")));
     }
-    Ok(if defaults.image_aliases.contains(&name) { defaults.image.clone() } else { name })
+    Ok(name)
+}
+
+/// The image that is meant: an image of the name, else, where the name is an alias, the default one.
+async fn image(shared: &Shared, asked: Option<ImageName>) -> Result<(ImageName, Resolved)> {
+    let defaults = &shared.config.defaults;
+    let name = image_name(asked, defaults)?;
+    match shared.images.resolve(&name).await {
+        Err(error) if error.kind() == Kind::NotFound && defaults.image_aliases.contains(&name) => {
+            let name = defaults.image.clone();
+            let image = shared.images.resolve(&name).await?;
+            Ok((name, image))
+        }
+        outcome => Ok((name, outcome?)),
+    }
+}
+
+/// Under `container` commands run as whom the image says, so it has to be somebody. Under `strict` they are always the
+/// workload's user.
+fn check_image_user(name: &ImageName, image: &Resolved, security: SecurityProfile) -> Result<()> {
+    let config = &image.tree.config;
+    match (&config.user, &config.account, security) {
+        (Some(user), None, SecurityProfile::Container) => Err(invalid(format!(
+            "image {name} runs as user {user:?}, which its /etc/passwd and /etc/group do not have"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

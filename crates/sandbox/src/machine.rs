@@ -26,7 +26,7 @@ pub(crate) fn machine_spec(sandbox: &Sandbox, generation: Generation, tree: &Tre
         network: spec.network.clone(),
         security: spec.security,
         readonly_root: spec.readonly_root,
-        env: environment(spec.security, &tree.config.env, &spec.env),
+        env: environment(home(spec.security, tree), &tree.config.env, &spec.env),
         workdir: workdir(spec.workdir.as_deref(), tree.config.workdir.as_deref()),
         mounts: spec.mounts.clone(),
         hostname: sandbox.id.to_string(),
@@ -39,12 +39,17 @@ pub(crate) fn machine_spec(sandbox: &Sandbox, generation: Generation, tree: &Tre
     }
 }
 
+/// The home of whom the workload runs as: under `container` that is whom the image names, else root.
+fn home(security: SecurityProfile, tree: &Tree) -> &str {
+    match (security, &tree.config.account) {
+        (SecurityProfile::Strict, _) => sandhaus_images::WORKLOAD_HOME,
+        (SecurityProfile::Container, Some(account)) if account.uid != 0 => &account.home,
+        (SecurityProfile::Container, _) => ROOT_HOME,
+    }
+}
+
 /// The request's variables over the image's over our own.
-fn environment(security: SecurityProfile, image: &Env, request: &Env) -> Env {
-    let home = match security {
-        SecurityProfile::Strict => sandhaus_images::WORKLOAD_HOME,
-        SecurityProfile::Container => ROOT_HOME,
-    };
+fn environment(home: &str, image: &Env, request: &Env) -> Env {
     let ours = [("PATH", PATH), ("HOME", home), ("LANG", "C.UTF-8"), ("TERM", "xterm-256color")];
     let mut env: Env = ours.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     env.extend(image.clone());
@@ -65,7 +70,7 @@ mod tests {
     fn the_request_goes_over_the_image_over_our_own() {
         let image = Env::from([("PATH".into(), "/opt/bin".into()), ("A".into(), "image".into())]);
         let request = Env::from([("A".into(), "request".into()), ("TERM".into(), "dumb".into())]);
-        let env = environment(SecurityProfile::Strict, &image, &request);
+        let env = environment("/home/sandbox", &image, &request);
         let expected = [
             ("A", "request"),
             ("HOME", "/home/sandbox"),
@@ -74,7 +79,26 @@ mod tests {
             ("TERM", "dumb"),
         ];
         assert_eq!(env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Vec<_>>(), expected);
-        assert_eq!(environment(SecurityProfile::Container, &Env::new(), &Env::new())["HOME"], "/root");
+    }
+
+    #[test]
+    fn home_is_that_of_whom_the_workload_runs_as() {
+        let account = |uid, home: &str| sandhaus_images::Account {
+            uid,
+            gid: uid,
+            name: "node".to_owned(),
+            home: home.to_owned(),
+        };
+        let tree = |account| Tree {
+            layers: Vec::new(),
+            binds: Vec::new(),
+            config: sandhaus_images::ImageConfig { account, ..Default::default() },
+        };
+        let node = tree(Some(account(1001, "/home/node")));
+        assert_eq!(home(SecurityProfile::Strict, &node), "/home/sandbox");
+        assert_eq!(home(SecurityProfile::Container, &node), "/home/node");
+        assert_eq!(home(SecurityProfile::Container, &tree(None)), "/root");
+        assert_eq!(home(SecurityProfile::Container, &tree(Some(account(0, "/")))), "/root");
     }
 
     #[test]

@@ -8,11 +8,8 @@ use std::{
 };
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use sandhaus_protocol::boot::{self, BootConfig, Workload};
-use sandhaus_sandbox::{
-    engine::{EngineError, EngineResult, MachineSpec},
-    types::{SecurityProfile, WORKLOAD_HOME, WORKLOAD_NAME},
-};
+use sandhaus_protocol::boot::{self, BootConfig};
+use sandhaus_sandbox::engine::{EngineError, EngineResult, MachineSpec};
 
 use super::{
     NamespaceConfig, confinement, disk,
@@ -151,19 +148,17 @@ pub(super) fn mounts(spec: &MachineSpec) -> Vec<LaunchMount> {
 /// The agent's boot document, ready to be read, in memory: nothing of it shows in argv, environment or files.
 pub(super) fn boot_document(spec: &MachineSpec) -> EngineResult<OwnedFd> {
     let host = |error: io::Error| disk::failure("write boot document", error);
-    let unprivileged = spec.security == SecurityProfile::Strict;
-    let id = confinement::workload_id(spec.security);
-    let (name, home) = if unprivileged { (WORKLOAD_NAME, WORKLOAD_HOME) } else { ("root", "/root") };
+    let user = confinement::workload(spec);
     let mut env = spec.env.clone();
     for (key, value) in
-        [("PATH", PATH_DEFAULT), ("HOME", home), ("LANG", "C.UTF-8"), ("TERM", "xterm-256color")]
+        [("PATH", PATH_DEFAULT), ("HOME", &*user.home), ("LANG", "C.UTF-8"), ("TERM", "xterm-256color")]
     {
         env.entry(key.to_owned()).or_insert_with(|| value.to_owned());
     }
     let config = BootConfig {
         sandbox_id: spec.id.to_string(),
         generation: spec.generation.0,
-        user: Workload { uid: id, gid: id, name: name.to_owned(), home: home.to_owned(), unprivileged },
+        user,
         env,
         workdir: spec.workdir.clone(),
         shell: spec.shell,

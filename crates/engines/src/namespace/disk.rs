@@ -274,7 +274,7 @@ impl Disks {
             )
         })
         .map_err(host("make disk"))?;
-        let workload = base + confinement::workload_id(spec.security);
+        let workload = base + confinement::workload(spec).uid;
         let layout = Layout { base, workload, hostname: &spec.hostname };
         steps::pass(MaterializeStep::Layer, || match kind {
             Kind::Directory => layout.lay_directories(directory.as_fd()).map_err(host("make disk")),

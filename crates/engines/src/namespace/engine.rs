@@ -32,7 +32,7 @@ use super::{
     NamespaceConfig,
     admission::{self, boot_document},
     cgroup::Cgroups,
-    dial, disk,
+    confinement, dial, disk,
     disk::Disks,
     image_file,
     launcher_client::{self, LaunchError, LauncherClient},
@@ -433,6 +433,7 @@ impl Inner {
         let request = LaunchRequest {
             tag: 0,
             base: record.base,
+            workload: confinement::workload(spec).uid,
             security: spec.security,
             seccomp: spec.seccomp,
             readonly_root: spec.readonly_root,

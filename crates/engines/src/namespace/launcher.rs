@@ -355,7 +355,7 @@ impl Launcher {
             Ok(())
         })?;
         steps::pass(LaunchStep::Mounts, || {
-            let owner = request.base + confinement::workload_id(request.security);
+            let owner = request.base + request.workload;
             for mount in &request.mounts {
                 let source = open_mount(&mount.source, owner);
                 gifts.push(source.map_err(|cause| about(LaunchStep::Mounts, Some(&mount.target), cause))?);
@@ -462,7 +462,7 @@ fn open_layers(request: &LaunchRequest, user_namespace: &OwnedFd) -> io::Result<
 
 /// A workspace with its ids as those of the machine.
 fn show_workspace(mount: OwnedFd, request: &LaunchRequest) -> io::Result<OwnedFd> {
-    let map = workspace_ids(request.base, confinement::workload_id(request.security));
+    let map = workspace_ids(request.base, request.workload);
     let namespace = empty_namespace(&map, &map)?;
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     sys::change_mount(mount.as_fd(), MountChange::MapPrivate(flags, namespace.as_fd()), Reach::One)?;

@@ -14,7 +14,6 @@ use rustix::{
 };
 
 use super::{
-    confinement,
     disk::{Layout, UPPER, WORK, WORKSPACE},
     loop_device, mounting, network, removal,
     sys::{self, MountChange, Reach},
@@ -50,7 +49,7 @@ impl Place {
             },
             DiskPlace::Image(path) => {
                 let directory = Directory::mount(path, request.mapping, stage)?;
-                let workload = request.base + confinement::workload_id(request.security);
+                let workload = request.base + request.workload;
                 Layout { base: request.base, workload, hostname: &request.hostname }
                     .lay(directory.descriptor.as_fd())?;
                 directory

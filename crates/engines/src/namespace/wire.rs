@@ -27,6 +27,8 @@ pub(super) struct LaunchRequest {
     pub(super) tag: u64,
     /// First id outside of the machine's range of [`super::disk::IDS_PER_SANDBOX`].
     pub(super) base: u32,
+    /// The workload's user inside.
+    pub(super) workload: u32,
     pub(super) security: SecurityProfile,
     pub(super) seccomp: Seccomp,
     pub(super) readonly_root: bool,
