@@ -471,7 +471,8 @@ pub async fn answer_hello(mut stream: DuplexStream, identity: AgentIdentity) {
     }
 }
 
-fn hello_reply(body: &[u8], identity: &AgentIdentity) -> (&'static str, String) {
+/// How an agent answers a greeting: status and body.
+pub fn hello_reply(body: &[u8], identity: &AgentIdentity) -> (&'static str, String) {
     let Ok(hello) = serde_json::from_slice::<HelloRequest>(body) else {
         return ("400 Bad Request", r#"{"message":"not a greeting"}"#.to_owned());
     };

@@ -63,7 +63,11 @@ async fn look_up(shared: &Arc<Shared>) {
         match looked_up {
             Ok(like) => {
                 let like = standby(like);
-                if let Some(other) = before.iter().find(|other| other.wish.spec() == Some(&like.spec)) {
+                if like.spec.workspace.is_some() {
+                    target.wish = Wish::Nothing;
+                    let problem = "every sandbox gets a workspace of its own, so none can be kept ready";
+                    target.problem = Some(problem.to_owned());
+                } else if let Some(other) = before.iter().find(|other| other.wish.spec() == Some(&like.spec)) {
                     target.wish = Wish::Nothing;
                     target.problem = Some(format!("it is the same as {}", other.image));
                 } else if target.wish.spec() != Some(&like.spec) {
