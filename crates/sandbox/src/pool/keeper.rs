@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Keeping, Member, Readiness, State, Wish, standby};
+use super::{Keeping, Member, Readiness, State, Target, Wish, standby};
 use crate::{
     admission,
     error::{Error, Kind, Result},
@@ -35,11 +35,12 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
     loop {
         changes.mark_unchanged();
         look_up(&shared).await;
-        act(&shared);
+        let now = Instant::now();
+        act(&shared, now);
         if shared.pool.is_idle_for_good() {
             return;
         }
-        let next = shared.pool.state().next_look(Instant::now());
+        let next = shared.pool.state().next_look(now);
         // All three are cancel-safe: a watch keeps its value, a sleep and a token hold nothing.
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
@@ -60,35 +61,48 @@ async fn look_up(shared: &Arc<Shared>) {
         let Some(index) = state.targets.iter().position(|target| target.image == image) else { continue };
         let (before, from_here) = state.targets.split_at_mut(index);
         let Some(target) = from_here.first_mut() else { continue };
+        let before_that = (target.wish.spec().cloned(), target.problem.clone());
         match looked_up {
-            Ok(like) => {
-                let like = standby(like);
-                if like.spec.workspace.is_some() {
-                    target.wish = Wish::Nothing;
-                    let problem = "every sandbox gets a workspace of its own, so none can be kept ready";
-                    target.problem = Some(problem.to_owned());
-                } else if let Some(other) = before.iter().find(|other| other.wish.spec() == Some(&like.spec)) {
-                    target.wish = Wish::Nothing;
-                    target.problem = Some(format!("it is the same as {}", other.image));
-                } else if target.wish.spec() != Some(&like.spec) {
-                    tracing::debug!(%image, "the pool's image stands for something new");
-                    target.wish = Wish::Like(Arc::new(like));
-                    (target.failures, target.retry_at, target.problem) = (0, None, None);
-                }
-            }
+            Ok(like) => target.wishes(like, before),
             Err(error) => match error.kind() {
                 Kind::Invalid | Kind::Forbidden | Kind::NotFound | Kind::Unsupported => {
-                    target.wish = Wish::Nothing;
-                    target.problem = Some(error.message().to_owned());
+                    target.wishes_nothing(error.message().to_owned());
                 }
                 _ => target.failed(error.message().to_owned()),
             },
         }
+        let news = before_that != (target.wish.spec().cloned(), target.problem.clone());
+        drop(state);
+        if news {
+            shared.pool.changed();
+        }
+    }
+}
+
+impl Target {
+    /// Members are to be like this one, unless they cannot be kept ready or another target has them.
+    fn wishes(&mut self, like: Sandbox, others: &[Self]) {
+        let like = standby(like);
+        if like.spec.workspace.is_some() {
+            let problem = "every sandbox gets a workspace of its own, so none can be kept ready";
+            self.wishes_nothing(problem.to_owned());
+        } else if let Some(other) = others.iter().find(|other| other.wish.spec() == Some(&like.spec)) {
+            self.wishes_nothing(format!("it is the same as {}", other.image));
+        } else if self.wish.spec() != Some(&like.spec) {
+            tracing::debug!(image = %self.image, "the pool's image stands for something new");
+            self.wish = Wish::Like(Arc::new(like));
+            (self.failures, self.retry_at, self.problem) = (0, None, None);
+        }
+    }
+
+    fn wishes_nothing(&mut self, problem: String) {
+        self.wish = Wish::Nothing;
+        self.problem = Some(problem);
     }
 }
 
 /// Lets go what is not wanted and begins what is.
-fn act(shared: &Arc<Shared>) {
+fn act(shared: &Arc<Shared>, now: Instant) {
     let all = shared.handles().len();
     let busy = shared.pool.creating.load(std::sync::atomic::Ordering::Acquire) > 0;
     let warming_max = if busy { WARMING_WHILE_BUSY_MAX } else { WARMING_MAX };
@@ -96,7 +110,7 @@ fn act(shared: &Arc<Shared>) {
         let mut state = shared.pool.state();
         let owned = all.saturating_sub(state.members.len());
         let room = shared.config.sandboxes_max.saturating_sub(owned);
-        state.decide(room, warming_max, Instant::now())
+        state.decide(room, warming_max, now)
     };
     for handle in decision.discard {
         // Before it is told: it may be gone at once.
@@ -140,7 +154,8 @@ impl super::Pool {
 
 impl State {
     fn next_look(&self, now: Instant) -> Duration {
-        let retries = self.targets.iter().filter_map(|target| target.retry_at);
+        // What was due at the last look has been seen to then.
+        let retries = self.targets.iter().filter_map(|target| target.retry_at).filter(|at| *at > now);
         retries.map(|at| at.saturating_duration_since(now)).fold(LOOK_EVERY, Duration::min)
     }
 

@@ -118,8 +118,12 @@ async fn idle(service: &Service) -> BTreeSet<SandboxId> {
     views.into_iter().filter(SandboxView::is_idle).map(|view| view.sandbox.id).collect()
 }
 
+fn handle(service: &Service, id: &SandboxId) -> Option<Arc<Handle>> {
+    service.shared().sandboxes().get(id).cloned()
+}
+
 async fn gone(service: &Service, id: &SandboxId) {
-    while let Some(handle) = service.shared().sandboxes().get(id).cloned() {
+    while let Some(handle) = handle(service, id) {
         let mut published = handle.published.subscribe();
         drop(handle);
         // Ends with an error once the last owner, the actor, is gone.
@@ -582,7 +586,7 @@ async fn whoever_hangs_up_leaves_a_sandbox_that_ends_by_itself() {
     // The member has been taken and its actor told: the caller goes away now.
     until(&service, |status| status.images[0].hits == 1).await;
     claiming.abort();
-    let mut published = service.shared().sandboxes()[&id].published.subscribe();
+    let mut published = handle(&service, &id).expect("live").published.subscribe();
     let claimed = |published: &crate::handle::Published| published.sandbox.tenancy != Tenancy::Idle;
     published.wait_for(claimed).await.expect("published");
     gone(&service, &id).await;
@@ -603,12 +607,13 @@ async fn the_actor_gives_itself_away_to_its_like_alone() {
     let service = house.open().await;
     filled(&service).await;
     let id = idle(&service).await.into_iter().next().expect("one waits");
-    let handle = service.shared().sandboxes()[&id].clone();
+    let handle = handle(&service, &id).expect("live");
     let mut asked = Sandbox::clone(&handle.published.borrow().sandbox);
     asked.spec.network = NetworkPolicy::Bridge;
     let (reply, answer) = oneshot::channel();
     handle.tell(Message::Claim { asked: Box::new(asked), reply }).expect("told");
     assert_eq!(answer.await.expect("answered").expect_err("refused").kind(), Kind::Internal);
+    drop(handle);
     gone(&service, &id).await;
     filled(&service).await;
 }
