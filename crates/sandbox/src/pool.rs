@@ -227,7 +227,7 @@ enum Found {
 
 /// What became of a request.
 pub(crate) enum Claimed {
-    Granted(SandboxView),
+    Granted(Box<SandboxView>),
     Missed(Acquisition),
 }
 
@@ -512,13 +512,13 @@ pub(crate) async fn claim(shared: &Arc<Shared>, asked: &Sandbox) -> Result<Claim
             continue;
         }
         match tokio::time::timeout(shared.config.settle_timeout, answer).await {
-            Ok(Ok(Ok(view))) => return Ok(Claimed::Granted(view)),
+            Ok(Ok(Ok(view))) => return Ok(Claimed::Granted(Box::new(view))),
             Ok(Ok(Err(error))) if error.kind() == Kind::Exists => return Err(error),
             Ok(Ok(Err(error))) => {
                 tracing::info!(sandbox = %handle.id, %error, "a pooled sandbox was of no use");
             }
             Ok(Err(_)) => return Err(shutting_down()),
-            Err(_) => return Ok(Claimed::Granted(handle.view())),
+            Err(_) => return Ok(Claimed::Granted(Box::new(handle.view()))),
         }
     }
 }

@@ -327,7 +327,7 @@ impl Service {
         let _busy = shared.pool.busy();
         let sandbox = admission::admit(shared, request).await?;
         let source = match pool::claim(shared, &sandbox).await? {
-            Claimed::Granted(view) => return Ok(Acquired { view, source: Acquisition::Pool }),
+            Claimed::Granted(view) => return Ok(Acquired { view: *view, source: Acquisition::Pool }),
             Claimed::Missed(source) => source,
         };
         Ok(Acquired { view: self.make(&sandbox).await?, source })
