@@ -141,9 +141,16 @@ impl Connection {
     /// Sends a request and reads the whole answer.
     pub fn send(&mut self, method: &str, path: &str, content_type: &str, body: &[u8]) -> io::Result<Answer> {
         self.write(method, path, content_type, body)?;
+        if method == "HEAD" {
+            return Ok(self.read_head()?.0);
+        }
+        self.read_answer()
+    }
+
+    /// Reads a whole answer to a request that is sent already.
+    pub fn read_answer(&mut self) -> io::Result<Answer> {
         let (mut answer, length) = self.read_head()?;
         match length {
-            _ if method == "HEAD" => {}
             Length::Exactly(bytes) => {
                 answer.body.resize(bytes, 0);
                 self.stream.read_exact(&mut answer.body)?;

@@ -7,6 +7,7 @@
 //! - [`session`]: `/v1` sessions on top of it;
 //! - [`kernel`]: everything of an instance that the kernel and the disk hold;
 //! - [`process`]: waiting for processes by file descriptor, never by time;
+//! - [`tree`]: root file systems for images;
 //! - [`probe`]: programs that attack from inside, built from `probes/`.
 //!
 //! A test that cannot run on this machine calls [`skip`]; nothing is skipped silently.
@@ -18,6 +19,7 @@ pub mod probe;
 pub mod process;
 pub mod server;
 pub mod session;
+pub mod tree;
 
 use std::{io::Write as _, path::PathBuf, time::Duration};
 

@@ -14,33 +14,12 @@ use sandhaus_tests::{
     server::{DataDir, Server},
     session::Session,
     settles,
+    tree::busybox_tree,
 };
 use serde_json::{Value, json};
 
 /// Bytes of a block of an archive.
 const BLOCK: usize = 512;
-
-/// A tree that any shell command can run in: one static busybox and what it needs.
-fn busybox_tree() -> tempfile::TempDir {
-    let tree = tempfile::tempdir().unwrap();
-    for folder in ["bin", "etc", "usr/bin"] {
-        fs_err::create_dir_all(tree.path().join(folder)).unwrap();
-    }
-    fs_err::copy(busybox(), tree.path().join("bin/busybox")).unwrap();
-    let applets = Command::new(busybox()).arg("--list").output().unwrap().stdout;
-    for applet in String::from_utf8(applets).unwrap().lines().filter(|applet| *applet != "busybox") {
-        std::os::unix::fs::symlink("/bin/busybox", tree.path().join("bin").join(applet)).unwrap();
-    }
-    fs_err::write(tree.path().join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").unwrap();
-    fs_err::write(tree.path().join("etc/marker"), "imported\n").unwrap();
-    tree
-}
-
-fn busybox() -> PathBuf {
-    let found =
-        ["/bin/busybox", "/usr/bin/busybox"].into_iter().map(PathBuf::from).find(|path| path.exists());
-    found.expect("busybox-static is installed: ./x setup does that")
-}
 
 fn sandhaus(dir: &DataDir, arguments: &[&str]) -> Ran {
     binary::run(binary::command(dir.path()).args(arguments))

@@ -1,5 +1,7 @@
 //! Blocking commands.
 
+use std::time::Duration;
+
 use hyper::{Method, StatusCode};
 use sandhaus_client::wire::{CreateSession, ExecRequest};
 use sandhaus_gateway::{ExecMode, V1Config};
@@ -172,6 +174,34 @@ async fn a_session_is_extended_and_never_cut_short() {
     }
     edge.client.delete(&id).await.unwrap();
     assert!(extend("{}").await.status.is_client_error());
+}
+
+#[tokio::test]
+async fn w28_an_answer_may_take_as_long_as_a_command() {
+    let v1 = V1Config { exec_timeout_max_ms: 600_000, ..V1Config::default() };
+    let edge = Edge::start_with(config(), v1).await;
+    let id = edge.session().await;
+    let (path, stream) = (format!("/v1/sessions/{id}/exec"), format!("/v1/sessions/{id}/exec/stream"));
+    let body = json!({ "cmd": "print:begun park print:done", "timeout_ms": 600_000 }).to_string();
+    let answers = async {
+        tokio::join!(edge.call(Method::POST, &path, &body), edge.call(Method::POST, &stream, &body))
+    };
+    let clock = async {
+        while edge.script.commands() < 2 {
+            tokio::task::yield_now().await;
+        }
+        // No limit of the connection may be shorter than the command's own.
+        tokio::time::pause();
+        for _ in 0..599 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        tokio::time::resume();
+        edge.script.release();
+    };
+    let ((whole, followed), ()) = tokio::join!(answers, clock);
+    assert_eq!((whole.status, whole.json()["output"].as_str()), (StatusCode::OK, Some("begundone")));
+    let events = String::from_utf8(followed.body.to_vec()).unwrap();
+    assert!(events.contains("event: done") && events.matches(": ping").count() > 5, "{events}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use owo_colors::{OwoColorize, Stream};
 use sandhaus_client::Client;
 use sandhaus_gateway::GatewayConfig;
-use sandhaus_sandbox::{Instance, Kind, Service, service::ListFilter};
+use sandhaus_sandbox::{Instance, Kind, Seccomp, Service, service::ListFilter};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -122,5 +122,11 @@ fn banner(url: &str, config: &Config, file: Option<&Path>) {
     }
     if config.api_key.is_none() {
         print_warning("no API key is set: every program on this host may use the server");
+    }
+    if config.seccomp == Seccomp::Off {
+        print_warning(
+            "security.seccomp is off: what runs in a sandbox reaches every system call of this host's kernel, old and \
+             foreign ones too; set it to strict, or to mvp for debuggers and nested sandboxes",
+        );
     }
 }
