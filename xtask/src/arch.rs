@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, bail};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
-use crate::{root, source};
+use crate::{root, source, weaknesses};
 
 /// For each package of the workspace, the packages of the workspace it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -58,6 +58,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let mut found = graph()?.violations();
     let sources = source::read_all(&root())?;
     found.extend(sources.iter().flat_map(source::violations));
+    found.extend(weaknesses::violations(&sources, &source::read_folder(&root(), "tests/python", "py")?));
     for violation in &found {
         eprintln!("arch: {violation}");
     }

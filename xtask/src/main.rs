@@ -12,6 +12,7 @@ mod lexer;
 mod openapi;
 mod source;
 mod suite;
+mod weaknesses;
 
 use std::{
     path::{Path, PathBuf},

@@ -40,7 +40,17 @@ pub(crate) struct Source {
 /// Every Rust file beneath the workspace's folders.
 pub(crate) fn read_all(root: &Path) -> anyhow::Result<Vec<Source>> {
     let mut found = Vec::new();
-    let mut folders: Vec<_> = ["crates", "tests", "benches", "xtask"].map(|name| root.join(name)).into();
+    for folder in ["crates", "tests", "benches", "xtask"] {
+        found.extend(read_folder(root, folder, "rs")?);
+    }
+    found.sort_by(|left, right| left.path.cmp(&right.path));
+    Ok(found)
+}
+
+/// Every file with this extension beneath a folder.
+pub(crate) fn read_folder(root: &Path, folder: &str, extension: &str) -> anyhow::Result<Vec<Source>> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.join(folder)];
     while let Some(folder) = folders.pop() {
         for entry in fs_err::read_dir(&folder)? {
             let path = entry?.path();
@@ -49,14 +59,13 @@ pub(crate) fn read_all(root: &Path) -> anyhow::Result<Vec<Source>> {
                 if !matches!(path.file_name().and_then(|name| name.to_str()), Some("target" | ".cache")) {
                     folders.push(path);
                 }
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|found| found == extension) {
                 let text = fs_err::read_to_string(&path)?;
                 let path = path.strip_prefix(root).context("a path beneath the root")?;
                 found.push(Source { path: path.to_string_lossy().into_owned(), text });
             }
         }
     }
-    found.sort_by(|left, right| left.path.cmp(&right.path));
     Ok(found)
 }
 
