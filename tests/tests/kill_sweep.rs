@@ -30,6 +30,9 @@ use serde_json::{Value, json};
 /// Cases in flight at once: they wait more than they work.
 const WORKERS: usize = 4;
 
+/// The workspace of the cases that show one.
+const WORKSPACE: &str = "swept";
+
 /// A point, and who dies there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Case {
@@ -49,6 +52,18 @@ fn cases(points: &[String]) -> Vec<Case> {
         .collect()
 }
 
+impl Case {
+    /// Every step of a start is passed with a workspace too, by one of its victims.
+    fn shows_workspace(&self) -> bool {
+        self.point.contains("workspace") || self.point.starts_with("start.") || self.victim == "both"
+    }
+
+    /// Workspaces with a quota have the most that could be left: a file system, a mount and a device.
+    fn config(&self) -> Option<String> {
+        self.shows_workspace().then(|| "workspace: {enabled: true, quota_mb: 16}\n".to_owned())
+    }
+}
+
 fn in_launcher(point: &str) -> bool {
     point.starts_with("launcher.") || point.starts_with("child.")
 }
@@ -62,7 +77,8 @@ fn a_death_at_any_step_leaves_nothing_behind() {
     assert_eq!(listed.code, 0, "{}", listed.stderr);
     let points: Vec<String> = listed.stdout.lines().map(str::to_owned).collect();
     assert_eq!(points.iter().collect::<BTreeSet<_>>().len(), points.len(), "two points of one name");
-    for area in ["start.", "launcher.", "child.", "stop.", "destroy."] {
+    for area in ["start.", "launcher.", "child.", "stop.", "destroy.", "workspace_make.", "workspace_remove."]
+    {
         assert!(points.iter().any(|point| point.starts_with(area)), "no point in {area}");
     }
 
@@ -113,7 +129,7 @@ enum Hit {
 fn sweep(case: &Case, dir: &DataDir) -> Hit {
     let armed = Options {
         env: vec![("SANDHAUS_FAULT".to_owned(), format!("{}={}", case.point, case.victim))],
-        config: None,
+        config: case.config(),
     };
     let mut hit = Hit::Missed;
     match Server::try_start(dir, &armed) {
@@ -121,7 +137,7 @@ fn sweep(case: &Case, dir: &DataDir) -> Hit {
         Err(_) => hit = Hit::Passed,
         Ok(server) => {
             let launcher = server.launcher();
-            if live(&server.http()).is_err() {
+            if live(&server.http(), case).is_err() {
                 hit = Hit::Passed;
             }
             // The one handle to the first launcher tells its death even after another took its place.
@@ -146,7 +162,7 @@ fn sweep(case: &Case, dir: &DataDir) -> Hit {
 }
 
 /// Everything a sandbox goes through; the first thing that does not work ends it.
-fn live(http: &Http) -> Result<(), String> {
+fn live(http: &Http, case: &Case) -> Result<(), String> {
     let step = |method: &str, path: &str, body: Value| -> Result<Value, String> {
         let answer = http
             .try_send(method, path, "application/json", body.to_string().as_bytes())
@@ -156,7 +172,8 @@ fn live(http: &Http) -> Result<(), String> {
         }
         Ok(answer.json())
     };
-    let created = step("POST", "/v1/sessions", json!({}))?;
+    let asked = if case.shows_workspace() { json!({"workspace_id": WORKSPACE}) } else { json!({}) };
+    let created = step("POST", "/v1/sessions", asked)?;
     let route = format!("/v1/sessions/{}", created["id"].as_str().unwrap_or_default());
     step("POST", &format!("{route}/exec"), json!({"cmd": "echo kept > /workspace/kept; sleep 1000 & true"}))?;
     step("POST", &format!("{route}/pause"), json!({}))?;
@@ -164,6 +181,9 @@ fn live(http: &Http) -> Result<(), String> {
     step("POST", &format!("{route}/stop"), json!({}))?;
     step("POST", &format!("{route}/start"), json!({}))?;
     step("DELETE", &route, json!({}))?;
+    if case.shows_workspace() {
+        step("DELETE", &format!("/v1/workspaces/{WORKSPACE}"), json!({}))?;
+    }
     // A second one is deleted while it runs.
     let created = step("POST", "/v1/sessions", json!({}))?;
     let route = format!("/v1/sessions/{}", created["id"].as_str().unwrap_or_default());
@@ -171,9 +191,20 @@ fn live(http: &Http) -> Result<(), String> {
     Ok(())
 }
 
+/// A workspace that has a name can be used; then it goes.
+fn workspaces_are_whole_or_gone(http: &Http, case: &Case) {
+    let listed: Value = http.get("/v1/workspaces").expect(200).json();
+    for workspace in listed["workspaces"].as_array().expect("a list") {
+        assert_eq!(workspace["id"], WORKSPACE, "{case:?}");
+    }
+    let write = format!("/v1/workspaces/{WORKSPACE}/fs/write");
+    http.post(&write, &json!({"path": "after/file", "text": "usable"})).expect(200);
+    http.delete(&format!("/v1/workspaces/{WORKSPACE}")).expect(200);
+}
+
 /// A server without faults finds every sandbox usable or gone, and can delete what there is.
 fn settle_again(dir: &DataDir, case: &Case) {
-    let server = Server::try_start(dir, &Options::default())
+    let server = Server::try_start(dir, &Options { config: case.config(), ..Options::default() })
         .unwrap_or_else(|log| panic!("{case:?}: the server does not start again:\n{log}"));
     let http = server.http();
     let sessions: Vec<SessionInfo> = http.get("/v1/sessions").expect(200).json();
@@ -205,6 +236,9 @@ fn settle_again(dir: &DataDir, case: &Case) {
     settles(&format!("{case:?}: an empty list"), || {
         http.get("/v1/sessions").expect(200).json::<Vec<Value>>().is_empty()
     });
+    if case.shows_workspace() {
+        workspaces_are_whole_or_gone(&http, case);
+    }
     settles(&format!("{case:?}: an end of all remains"), || dir.objects().is_empty());
     // And the next one is made as ever.
     let next = Session::create(&http, &json!({}));
