@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "sandhaus-sandbox",
         ],
     ),
+    ("sandhaus-wsl", &[]),
     ("sandhaus-tests", &["sandhaus-client", "sandhaus-protocol"]),
     ("sandhaus-bench", &["sandhaus-client", "sandhaus-tests"]),
     ("xtask", &[]),
