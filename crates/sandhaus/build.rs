@@ -1,4 +1,5 @@
-//! Builds the agent with its own flags in its own target folder, and leaves it where `src/agent.rs` embeds it.
+//! Builds the agent with its own flags in its own target folder, and leaves it where `src/agent.rs` embeds it; then
+//! the web page, see `build/page.rs`.
 //!
 //! The agent runs inside every sandbox, whatever root file system that has: it must be static. Its flags must not
 //! reach the rest of the build, hence a cargo of its own. `SANDHAUS_AGENT_BIN` names a ready executable to embed
@@ -14,6 +15,9 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
+
+#[path = "build/page.rs"]
+mod page;
 
 /// Package and executable name of the agent.
 const AGENT: &str = "sandhaus-agent";
@@ -38,15 +42,21 @@ const CARGO_KEPT_PREFIXES: &[&str] = &["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGIS
 
 #[expect(clippy::print_stderr, reason = "cargo shows it when the script fails")]
 fn main() -> ExitCode {
-    match embed() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Cargo shows these lines only if the script fails.
-            eprintln!("error: the agent that every sandbox carries could not be built: {error}");
-            eprintln!("hint: SANDHAUS_AGENT_BIN=<path> embeds a ready executable instead");
-            ExitCode::FAILURE
-        }
+    // Cargo shows these lines only if the script fails.
+    if let Err(error) = embed() {
+        eprintln!("error: the agent that every sandbox carries could not be built: {error}");
+        eprintln!("hint: SANDHAUS_AGENT_BIN=<path> embeds a ready executable instead");
+        return ExitCode::FAILURE;
     }
+    if let Err(error) = page::embed() {
+        eprintln!("error: the web page could not be built: {error}");
+        eprintln!(
+            "hint: it needs Node.js 18.18 or newer with npm; SANDHAUS_DASHBOARD_DIST=<folder> embeds a ready build,"
+        );
+        eprintln!("hint: SANDHAUS_DASHBOARD=off builds without the page");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
 fn embed() -> Result<(), Box<dyn Error>> {
@@ -77,7 +87,7 @@ fn build(out: &Path) -> Result<PathBuf, Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", workspace.join(source).display());
     }
     let target = variable("TARGET")?;
-    let folder = target_folder(out)?;
+    let folder = outer_folder(out)?.join("agent-build");
     let mut cargo = Command::new(variable("CARGO")?);
     for (name, _) in env::vars_os() {
         if !reaches_inner_build(&name) {
@@ -101,11 +111,10 @@ fn build(out: &Path) -> Result<PathBuf, Box<dyn Error>> {
     Ok(folder.join(&target).join(PROFILE).join(AGENT))
 }
 
-/// A folder next to everything the outer cargo writes for this target: `OUT_DIR` is
+/// The folder of everything the outer cargo writes for this target: `OUT_DIR` is
 /// `<target>/<profile>/build/<package>/out`.
-fn target_folder(out: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    let outer = out.ancestors().nth(4).ok_or("OUT_DIR is not inside a target folder")?;
-    Ok(outer.join("agent-build"))
+fn outer_folder(out: &Path) -> Result<&Path, Box<dyn Error>> {
+    Ok(out.ancestors().nth(4).ok_or("OUT_DIR is not inside a target folder")?)
 }
 
 /// Whether the inner build may see a variable of the outer one. A wrapper such as clippy's would make it check only;

@@ -1,5 +1,6 @@
 //! Terminals of the compatible contract: an interactive login shell each, any number of clients attached over
-//! WebSockets, and a frame that says how it ended.
+//! WebSockets, and a frame that says how it ended. The latest output is kept: the first client gets what was printed
+//! before it came, a later one gets all that is kept if it asks (`scrollback=true`).
 //!
 //! ```text
 //!   shell <── terminal ──> reader ──> queue of each client ──> socket
@@ -58,8 +59,8 @@ const CHUNKS_MAX: usize = 256;
 /// Bytes read from the terminal at once; the kernel gives no more.
 const READ_BYTES: usize = 4096;
 
-/// Bytes kept for the first client from before it attached.
-const EARLY_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of output kept for clients to come.
+const HISTORY_BYTES_MAX: usize = 64 * 1024;
 
 /// How long the terminal may stay quiet after its shell has ended before its output counts as complete.
 const QUIET: Duration = Duration::from_millis(100);
@@ -94,8 +95,37 @@ enum Start {
 struct PtyState {
     size: Resize,
     running: Option<Running>,
-    /// Output from before the first client; `None` once one has attached.
-    early: Option<VecDeque<u8>>,
+    history: History,
+}
+
+/// The latest output.
+#[derive(Default)]
+struct History {
+    bytes: VecDeque<u8>,
+    /// Older output was dropped.
+    cut: bool,
+    /// A client was there.
+    seen: bool,
+}
+
+impl History {
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
+        let excess = self.bytes.len().saturating_sub(HISTORY_BYTES_MAX);
+        self.bytes.drain(..excess);
+        self.cut |= excess > 0;
+    }
+
+    /// What is kept; from the beginning of a line where the beginning is missing, so that no character and no
+    /// sequence is cut in two.
+    fn whole(&self) -> Vec<u8> {
+        let lines = self.bytes.iter().skip(if self.cut { self.line() } else { 0 });
+        lines.copied().collect()
+    }
+
+    fn line(&self) -> usize {
+        self.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1)
+    }
 }
 
 #[derive(Clone)]
@@ -154,11 +184,7 @@ impl Pty {
 
     fn publish(&self, bytes: &[u8]) {
         let mut state = self.state();
-        if let Some(early) = &mut state.early {
-            early.extend(bytes);
-            let excess = early.len().saturating_sub(EARLY_BYTES_MAX);
-            early.drain(..excess);
-        }
+        state.history.add(bytes);
         // Nobody is attached: fine.
         let _ = self.output.send(Bytes::copy_from_slice(bytes));
     }
@@ -233,7 +259,7 @@ impl Terminals {
             envs,
             created_at: clock::now_rfc3339(),
             start,
-            state: Mutex::new(PtyState { size, running: None, early: Some(VecDeque::new()) }),
+            state: Mutex::new(PtyState { size, running: None, history: History::default() }),
             output: broadcast::Sender::new(CHUNKS_MAX),
             ended: watch::Sender::new(None),
         });
@@ -329,7 +355,7 @@ pub(crate) async fn create_connect(
     let CreateConnectQuery { id, cwd, cols, rows } = query;
     let request = PtyCreateRequest { id, cwd, envs, cols, rows, lazy_start: false };
     let pty = agent.terminals.create(&agent, request, Start::Now)?;
-    let client = Client::attach(&agent, &pty, &headers);
+    let client = Client::attach(&agent, &pty, &headers, ConnectQuery::default());
     if let Err(error) = pty.ensure_started(&agent) {
         agent.terminals.remove(&pty.id);
         return Err(error);
@@ -337,15 +363,24 @@ pub(crate) async fn create_connect(
     Ok(serve(upgrade, client))
 }
 
+/// Query of a connection to a terminal.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+pub(crate) struct ConnectQuery {
+    /// Begin with the output that is kept, also if other clients had it.
+    #[serde(default)]
+    scrollback: bool,
+}
+
 /// `GET /process/pty/{id}/connect`.
 pub(crate) async fn connect(
     State(agent): State<Arc<Agent>>,
     Path(id): Path<String>,
+    Query(query): Query<ConnectQuery>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let attached = agent.terminals.find(&id).and_then(|pty| {
-        let client = Client::attach(&agent, &pty, &headers);
+        let client = Client::attach(&agent, &pty, &headers, query);
         pty.ensure_started(&agent)?;
         Ok(client)
     });
@@ -387,27 +422,35 @@ struct Client {
     output: broadcast::Receiver<Bytes>,
     ended: watch::Receiver<Option<Ending>>,
     early: Vec<u8>,
+    /// How much of it other clients had before; told to those who ask for it.
+    scrollback: Option<usize>,
     exit_control: bool,
 }
 
 impl Client {
-    fn attach(agent: &Arc<Agent>, pty: &Arc<Pty>, headers: &HeaderMap) -> Self {
+    fn attach(agent: &Arc<Agent>, pty: &Arc<Pty>, headers: &HeaderMap, query: ConnectQuery) -> Self {
         // Under the lock that publishing takes, too: what is early is not in the queue, and the other way round.
         let mut state = pty.state();
-        let early = state.early.take().map(Vec::from).unwrap_or_default();
+        let first = !std::mem::replace(&mut state.history.seen, true);
+        let early = if first || query.scrollback { state.history.whole() } else { Vec::new() };
+        let scrollback = query.scrollback.then_some(if first { 0 } else { early.len() });
         Self {
             agent: Arc::clone(agent),
             pty: Arc::clone(pty),
             output: pty.output.subscribe(),
             ended: pty.ended.subscribe(),
             early,
+            scrollback,
             exit_control: websocket::offered(headers).any(|protocol| protocol == EXIT_CONTROL),
         }
     }
 
     async fn run(mut self, mut socket: WebSocket) {
-        let connected = serde_json::json!({ "type": "control", "status": "connected" }).to_string();
-        if socket.send(Message::Text(connected.into())).await.is_err() {
+        let mut connected = serde_json::json!({ "type": "control", "status": "connected" });
+        if let Some(scrollback) = self.scrollback {
+            connected["scrollback"] = scrollback.into();
+        }
+        if socket.send(Message::Text(connected.to_string().into())).await.is_err() {
             return;
         }
         let early = std::mem::take(&mut self.early);
@@ -516,6 +559,17 @@ mod tests {
         let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(r#"{"A":"b"}"#);
         assert_eq!(decode_envs(&text).ok(), Some(BTreeMap::from([("A".to_owned(), "b".to_owned())])));
         assert!(decode_envs("!").is_err());
+    }
+
+    #[test]
+    fn the_latest_output_is_kept_from_the_beginning_of_a_line() {
+        let mut history = History::default();
+        history.add(b"first\n");
+        assert_eq!(history.whole(), b"first\n");
+        history.add(&[b'x'; HISTORY_BYTES_MAX - 4]);
+        history.add(b"\nlast");
+        assert_eq!(history.whole(), b"last", "the rest of a line whose beginning is gone is no line");
+        assert_eq!(history.bytes.len(), HISTORY_BYTES_MAX);
     }
 
     #[test]

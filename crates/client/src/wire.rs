@@ -653,6 +653,9 @@ pub struct PageSession {
     pub authenticated: bool,
     /// The server has a key; without one there is nothing to log in to.
     pub needs_key: bool,
+    /// What this server can do beyond the least, for those who may use it: `bridge`, `workspaces`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
     /// The server's version, for those who may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,

@@ -17,7 +17,7 @@ use crate::{
     actor::Actor,
     admission,
     clock::{self, Clock},
-    engine::{Engine, ExitLog, GuestPort, Observed},
+    engine::{Capabilities, Engine, ExitLog, GuestPort, Observed},
     error::{Error, Kind, Result},
     handle::{Handle, Message, News, gone, not_running},
     images::Images,
@@ -369,6 +369,12 @@ impl Service {
     pub async fn fill_pool(&self) -> PoolStatus {
         self.shared.pool.fill(self.shared.config.settle_timeout).await;
         self.pool()
+    }
+
+    /// What sandboxes can do that say nothing of an engine.
+    pub fn capabilities(&self) -> Option<&Capabilities> {
+        let shared = &self.shared;
+        shared.engines.get(&shared.config.defaults.engine).map(|engine| engine.capabilities())
     }
 
     /// Sandboxes, newest first. Those that wait in the pool are among them; those on their way there and out of it only

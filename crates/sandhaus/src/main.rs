@@ -25,6 +25,7 @@ mod interrupt;
 mod keeper;
 mod kvm;
 mod output;
+mod page;
 mod private;
 mod process;
 mod progress;

@@ -275,6 +275,39 @@ fn terminals_over_rest() {
 }
 
 #[test]
+fn who_comes_back_to_a_terminal_sees_what_was_printed() {
+    let agent = Agent::start(None);
+    assert_eq!(agent.post("/process/pty", &json!({ "id": "t", "lazyStart": true })).status, 201);
+    let until = |socket: &mut Socket, text: &str| {
+        let mut seen = Vec::new();
+        while !String::from_utf8_lossy(&seen).contains(text) {
+            let (kind, content) = socket.receive();
+            if kind == 2 {
+                seen.extend_from_slice(&content);
+            }
+        }
+    };
+    let (mut first, _) =
+        Socket::connect(&agent, "/process/pty/t/connect?scrollback=true", "").expect("upgrades");
+    let connected = |socket: &mut Socket| serde_json::from_slice::<Value>(&socket.receive().1).expect("JSON");
+    assert_eq!(connected(&mut first)["scrollback"], 0, "nobody was here before");
+    first.send("echo $((40+2))\n");
+    until(&mut first, "42\r\n");
+    drop(first);
+    let (mut plain, _) = Socket::connect(&agent, "/process/pty/t/connect", "").expect("upgrades");
+    assert_eq!(connected(&mut plain).get("scrollback"), None);
+    let (mut again, _) =
+        Socket::connect(&agent, "/process/pty/t/connect?scrollback=true", "").expect("upgrades");
+    let old = usize::try_from(connected(&mut again)["scrollback"].as_u64().expect("a count")).expect("small");
+    let (kind, content) = again.receive();
+    assert_eq!((kind, content.len()), (2, old), "what is old comes first, in one piece");
+    assert!(String::from_utf8_lossy(&content).contains("42\r\n"));
+    again.send("exit 0\n");
+    let (bytes, _, _) = plain.finish();
+    assert!(!String::from_utf8_lossy(&bytes).contains("42"), "who does not ask gets what is new");
+}
+
+#[test]
 fn logs_can_be_followed_on_a_socket() {
     let agent = Agent::start(None);
     agent.post("/process/session", &json!({ "sessionId": "s" }));

@@ -9,7 +9,7 @@ use axum::{
 };
 use http_body_util::{BodyExt, Limited};
 use sandhaus_client::wire::{ErrorBody, Okay, PageLogin, PageSession};
-use sandhaus_sandbox::Kind;
+use sandhaus_sandbox::{Kind, Service};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -103,11 +103,20 @@ pub(super) async fn session(State(edge): State<Arc<Edge>>, headers: HeaderMap) -
     let answer = PageSession {
         authenticated,
         needs_key: edge.guard.needs_key(),
+        features: if authenticated { features(&edge.service) } else { Vec::new() },
         version: authenticated.then(|| env!("CARGO_PKG_VERSION").to_owned()),
     };
     let mut response = json(StatusCode::OK, &answer);
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// What the page offers only where it is there.
+fn features(service: &Service) -> Vec<String> {
+    let bridge = service.capabilities().is_some_and(|capabilities| capabilities.bridge);
+    let workspaces = service.check_workspaces().is_ok();
+    let known = [("bridge", bridge), ("workspaces", workspaces)];
+    known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name.to_owned()).collect()
 }
 
 async fn read_key(form: Form, body: Body) -> ApiResult<String> {

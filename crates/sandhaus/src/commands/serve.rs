@@ -16,6 +16,7 @@ use crate::{
     config::{self, Config},
     domain::{self, Lifetime},
     interrupt::Signals,
+    page,
     server::reachable_url,
     supervisor::Supervisor,
 };
@@ -105,7 +106,7 @@ async fn listen(config: &Config) -> Result<TcpListener> {
 fn gateway_config(config: &Config) -> GatewayConfig {
     GatewayConfig {
         api_key: config.api_key.as_ref().map(|key| key.reveal().to_owned()),
-        dashboard: None,
+        dashboard: config.dashboard.then(|| page::dashboard(config.dashboard_cookie)),
         v1: domain::v1_config(config),
     }
 }
@@ -114,6 +115,9 @@ fn gateway_config(config: &Config) -> GatewayConfig {
 fn banner(url: &str, config: &Config, file: Option<&Path>) {
     let name = "sandhaus".if_supports_color(Stream::Stderr, |text| text.bold()).to_string();
     eprintln!("{name} {} is ready", env!("CARGO_PKG_VERSION"));
+    if config.dashboard && page::is_built() {
+        eprintln!("  page    {url}/");
+    }
     eprintln!("  API     {url}/v1");
     eprintln!("  docs    {url}/openapi.json");
     eprintln!("  data    {}", config.data_dir.display());

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use sandhaus_gateway::ExecMode;
+use sandhaus_gateway::{CookieTransport, ExecMode};
 use sandhaus_protocol::boot::ShellPreference;
 use sandhaus_sandbox::{NetworkPolicy, Seccomp, SecurityProfile};
 use serde_json::{Value, json};
@@ -549,6 +549,19 @@ pub(crate) const KEYS: &[Key] = &[
             Ok(())
         },
         show: |config| json!(config.dashboard),
+    },
+    Key {
+        name: "dashboard.secure_cookie",
+        env: "DASHBOARD_SECURE_COOKIE",
+        about: "Send the web page's login cookie over TLS only: for a server behind a proxy that speaks TLS.",
+        kind: Kind::Truth,
+        ignored: None,
+        apply: |config, raw| {
+            config.dashboard_cookie =
+                if raw.truth()? { CookieTransport::Secure } else { CookieTransport::Any };
+            Ok(())
+        },
+        show: |config| json!(config.dashboard_cookie == CookieTransport::Secure),
     },
     Key {
         name: "cgroup",

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::Result;
 use sandhaus_engines::net::NetworkConfig;
-use sandhaus_gateway::ExecMode;
+use sandhaus_gateway::{CookieTransport, ExecMode};
 use sandhaus_protocol::boot::ShellPreference;
 use sandhaus_sandbox::{
     ImageName, NetworkPolicy, Resources, Seccomp, SecurityProfile,
@@ -91,6 +91,8 @@ pub(crate) struct Config {
     pub(crate) workspaces: WorkspaceConfig,
     /// Whether the web page is served.
     pub(crate) dashboard: bool,
+    /// How the cookie of the web page's login travels.
+    pub(crate) dashboard_cookie: CookieTransport,
     /// The cgroup of version 2 that sandboxes go beneath.
     pub(crate) cgroup: Option<PathBuf>,
 }
@@ -117,7 +119,8 @@ impl Default for Config {
             net: NetworkConfig::default(),
             pool: PoolConfig::default(),
             workspaces: WorkspaceConfig::default(),
-            dashboard: false,
+            dashboard: true,
+            dashboard_cookie: CookieTransport::Any,
             cgroup: None,
         }
     }

@@ -34,7 +34,7 @@ fn every_key_is_read_from_the_file() {
          readonly_rootfs: false\n  shell_prefer: sh\n  security_profile: container\n  exec_mode: stateless\n  \
          network_mode: bridge\nsecurity: {seccomp: mvp}\nnetwork:\n  subnet: 10.9.0.0/16\n  \
          allow_private: [10.1.0.0/16]\n  resolvers: [10.1.0.1]\npool:\n  enabled: true\n  images: {python: 3}\n\
-         workspace: {enabled: true, persist_by_default: true, quota_mb: 5}\ndashboard: {enabled: true}\n\
+         workspace: {enabled: true, persist_by_default: true, quota_mb: 5}\ndashboard: {enabled: false, secure_cookie: true}\n\
          cgroup: /system.slice/x.service\n",
         &[],
     )
@@ -70,7 +70,8 @@ fn every_key_is_read_from_the_file() {
             quota_bytes: 5 << 20,
             ..WorkspaceConfig::default()
         },
-        dashboard: true,
+        dashboard: false,
+        dashboard_cookie: CookieTransport::Secure,
         cgroup: Some("/system.slice/x.service".into()),
     };
     assert_eq!(config, wanted);
@@ -105,7 +106,8 @@ fn every_key_is_read_from_the_environment_under_both_names() {
         ("WORKSPACE_ENABLED", "true"),
         ("WORKSPACE_PERSIST_BY_DEFAULT", "true"),
         ("WORKSPACE_QUOTA_MB", "5"),
-        ("DASHBOARD_ENABLED", "true"),
+        ("DASHBOARD_ENABLED", "false"),
+        ("DASHBOARD_SECURE_COOKIE", "true"),
         ("CGROUP", "/system.slice/x.service"),
     ];
     let effective = KEYS.iter().filter(|key| key.ignored.is_none()).count();
