@@ -51,6 +51,7 @@ cp "$here/sandhaus.yaml" "$root/etc/sandhaus/sandhaus.yaml"
 cp "$here/init" "$root/usr/bin/init.new"
 mv "$root/usr/bin/init.new" "$root/usr/bin/init"
 cp "$here/checks.sh" "$root/usr/bin/guest-checks"
+cp "$here/asking.sh" "$root/usr/bin/guest-asking"
 chmod 755 "$root/usr/bin/init" "$root/usr/bin/guest-checks"
 
 truncate -s 1G "$image"

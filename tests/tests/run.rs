@@ -33,6 +33,27 @@ fn assert_nothing_left(dir: &DataDir) {
 }
 
 #[test]
+fn a_cautious_file_mask_of_the_caller_is_no_obstacle_inside() {
+    if !runnable("a_cautious_file_mask_of_the_caller_is_no_obstacle_inside") {
+        return;
+    }
+    let dir = DataDir::new();
+    let mut command = Command::new("sh");
+    let direct =
+        run_command(&dir, &["--security", "strict", "--", "sh", "-c", "umask && touch /workspace/file"]);
+    command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(direct.get_program()).args(direct.get_args());
+    for (name, value) in direct.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let ran = binary::run(&mut command);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "0022\n"), "{}", ran.stderr);
+    assert_nothing_left(&dir);
+}
+
+#[test]
 fn streams_status_and_input_pass_through() {
     if !runnable("streams_status_and_input_pass_through") {
         return;

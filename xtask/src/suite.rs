@@ -26,9 +26,12 @@ const SHELL_SCRIPTS: &[&str] = &[
     "x",
     ".ci/run",
     "tests/python/run",
+    "tests/guest/asking.sh",
     "tests/guest/checks.sh",
     "tests/guest/kernel.sh",
     "tests/guest/root.sh",
+    "tests/guest/service-checks.sh",
+    "tests/guest/service-root.sh",
     "tests/guest/init",
     "tests/guest/initramfs-init",
 ];
