@@ -103,7 +103,9 @@ impl<R: Read> Archive<R> {
     pub(crate) fn next(&mut self) -> Result<Option<Member>> {
         let mut local = Records::default();
         for _ in 0..=EXTENDED_HEADERS_MAX {
-            self.skip(self.data_left.saturating_add(self.filling))?;
+            if !self.skip_member()? {
+                return Ok(None);
+            }
             let mut block = [0; BLOCK_BYTES];
             if !self.header(&mut block)? {
                 return Ok(None);
@@ -134,23 +136,37 @@ impl<R: Read> Archive<R> {
         Err(Error::TooLarge { what: "number of extended headers", limit: EXTENDED_HEADERS_MAX as u64 })
     }
 
-    /// Reads a header; false where an archive may end that has none.
+    /// Goes on to the next header; false where an archive ends that may.
+    fn skip_member(&mut self) -> Result<bool> {
+        self.skip(self.data_left)?;
+        // At most a block; some writers leave it out at the end.
+        let filling = usize::try_from(std::mem::take(&mut self.filling)).unwrap_or(BLOCK_BYTES);
+        let mut block = [0; BLOCK_BYTES];
+        self.fill_or_end(&mut block[..filling])
+    }
+
+    /// Reads a header; false where an archive ends that may.
     fn header(&mut self, block: &mut [u8; BLOCK_BYTES]) -> Result<bool> {
-        if self.ending == Ending::Open {
-            let first = loop {
-                match self.reader.read(&mut block[..1]) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    result => break result.map_err(|error| self.failed(error))?,
+        self.fill_or_end(block)
+    }
+
+    fn fill_or_end(&mut self, buffer: &mut [u8]) -> Result<bool> {
+        match self.ending {
+            Ending::Marked => self.fill(buffer).map(|()| true),
+            Ending::Open => {
+                let wanted = buffer.len().min(1);
+                let first = loop {
+                    match self.reader.read(&mut buffer[..wanted]) {
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        result => break result.map_err(|error| self.failed(error))?,
+                    }
+                };
+                if first < wanted {
+                    return Ok(false);
                 }
-            };
-            if first == 0 {
-                return Ok(false);
+                self.fill(&mut buffer[first..]).map(|()| true)
             }
-            self.fill(&mut block[1..])?;
-        } else {
-            self.fill(block)?;
         }
-        Ok(true)
     }
 
     /// Reads from the stored bytes of the present member; zero bytes when there are no more.
@@ -297,7 +313,7 @@ impl<R: Read> Archive<R> {
             self.fill(&mut buffer[..part])?;
             count -= part as u64;
         }
-        (self.data_left, self.filling) = (0, 0);
+        self.data_left = 0;
         Ok(())
     }
 

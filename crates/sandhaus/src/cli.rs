@@ -14,7 +14,7 @@ pub(crate) use workspace::{Place, WorkspaceArguments, WorkspaceCommand, Workspac
 
 use crate::{
     spelling::CalledAs,
-    values::{Bytes, Cores, EnvironmentEntry, Location, MountPoint},
+    values::{Bytes, Cores, EnvironmentEntry, Location, MountPoint, NetworkChoice, PortMapping},
 };
 
 /// Linux sandboxes in milliseconds, through one binary.
@@ -132,9 +132,12 @@ pub(crate) struct RunArguments {
     /// Size of the writable layer, such as 1GiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk: Option<Bytes>,
-    /// What the sandbox may reach: none
+    /// What the sandbox may reach: none, bridge (the internet), or allow=CIDR,CIDR,... [default: the configured one]
     #[arg(long, value_name = "POLICY")]
-    pub(crate) network: Option<String>,
+    pub(crate) network: Option<NetworkChoice>,
+    /// Show a TCP port of the sandbox on the host's loopback, on a port that is free or on HOST
+    #[arg(short, long = "publish", value_name = "[HOST:]PORT")]
+    pub(crate) publish: Vec<PortMapping>,
     /// Show a host file or directory inside; needs a sandbox without a server, and gets one
     #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]")]
     pub(crate) volumes: Vec<MountPoint>,
@@ -167,8 +170,8 @@ pub(crate) struct RunArguments {
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) server: ServerArguments,
-    /// Command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    /// Command and its arguments [default: the image's own entry point and command]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
 }
 

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Context, Result};
-use sandhaus_client::wire::{CreateSession, Network};
+use sandhaus_client::wire::{CreateSession, SessionInfo};
 use sandhaus_images::ImageName;
 use sandhaus_protocol::process::Spawn;
 use sandhaus_sandbox::{
-    Env, Kind, Mount, OwnerId, Resources, SandboxId, SecurityProfile, Service, service::CreateSandbox,
+    Env, Kind, Mount, OwnerId, Resources, Sandbox, SecurityProfile, Service, Source, service::CreateSandbox,
     toolbox::Toolbox,
 };
 
@@ -22,7 +22,7 @@ use crate::{
     private::PrivateInstance,
     progress::Progress,
     server::{Server, explain},
-    values::MountPoint,
+    values::{MountPoint, NetworkChoice},
 };
 
 /// Who owns sandboxes made on the local command line.
@@ -39,9 +39,6 @@ const SERVER_TTL_SECONDS: i64 = 300;
 /// How often a sandbox on a server is used at least.
 const KEEPALIVE_PERIOD: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// The only network policy there is.
-const NETWORK_NONE: &str = "none";
-
 /// Status of a command that the memory limit may have ended.
 const STATUS_KILLED: i32 = 137;
 
@@ -50,7 +47,6 @@ const MIB: u64 = 1 << 20;
 
 /// Runs the command.
 pub(crate) async fn run(arguments: &RunArguments, config: &Config, quiet: Quiet) -> Result<ExitCode> {
-    check_network(arguments.network.as_deref())?;
     let mut signals = Signals::listen()?;
     let status = match choose_server(arguments, config)? {
         Some(server) => on_server(arguments, &server, &mut signals, quiet).await?,
@@ -66,17 +62,6 @@ pub(crate) enum Quiet {
     Yes,
     /// Also progress and notes.
     No,
-}
-
-fn check_network(policy: Option<&str>) -> Result<()> {
-    match policy {
-        None | Some(NETWORK_NONE) => Ok(()),
-        Some(other) => Err(Advice::new(
-            format!("network policy {other:?} is not supported"),
-            "use --network none: a loopback interface of its own and nothing else",
-        )
-        .into()),
-    }
 }
 
 /// The server to run on, if there is one and the flags allow it.
@@ -123,22 +108,56 @@ async fn on_server(
     if arguments.keep && quiet == Quiet::No {
         crate::advice::print_note(&format!("sandbox {}", session.id));
     }
+    let ending = attached_to_server(arguments, server, &session, signals, quiet).await;
+    let keep = arguments.keep && matches!(ending, Ok(Ending::Exited(_)));
+    let removed = if keep { Ok(()) } else { server.client().delete(&session.id).await.map_err(explain) };
+    finish(ending, removed.with_context(|| format!("remove sandbox {}", session.id)))
+}
+
+async fn attached_to_server(
+    arguments: &RunArguments,
+    server: &Server,
+    session: &SessionInfo,
+    signals: &mut Signals,
+    quiet: Quiet,
+) -> Result<Ending> {
+    let command = match arguments.command.as_slice() {
+        [] => {
+            let image = server.client().image(&session.image).await.map_err(explain)?;
+            image_command(&session.image, image.entrypoint, image.cmd)?
+        }
+        given => given.to_vec(),
+    };
+    note_ports(session.ports.iter().map(|port| (port.port, port.host_port)), quiet);
     let toolbox = server.toolbox(&session.id);
     let input = Input::choose(arguments.interactive, arguments.tty);
-    let spawn = spawn(arguments, input)?;
+    let spawn = spawn(arguments, &command, input)?;
     let keepalive = tokio::spawn(keep_alive(server.clone(), session.id.clone()));
     let ending = attach(&toolbox, &spawn, input, signals).await;
     keepalive.abort();
-    if let Ok(Ending::Exited(exit)) = &ending
+    let ending = ending?;
+    if let Ending::Exited(exit) = &ending
         && exit.exit_code == STATUS_KILLED
         && quiet == Quiet::No
         && let Ok(stats) = server.client().stats(&session.id).await
     {
         note_memory_limit(stats.oom_kills, stats.memory_limit);
     }
-    let keep = arguments.keep && matches!(ending, Ok(Ending::Exited(_)));
-    let removed = if keep { Ok(()) } else { server.client().delete(&session.id).await.map_err(explain) };
-    finish(&arguments.command, ending, removed.with_context(|| format!("remove sandbox {}", session.id)))
+    report_start_failure(&command, &ending);
+    Ok(ending)
+}
+
+/// What runs in an image when nothing is named: its entry point with its command.
+fn image_command(image: &str, entrypoint: Vec<String>, cmd: Vec<String>) -> Result<Vec<String>> {
+    let command: Vec<String> = entrypoint.into_iter().chain(cmd).collect();
+    if command.is_empty() {
+        return Err(Advice::new(
+            format!("image {image} says nothing about what to run"),
+            "name a command: `sandhaus run … -- COMMAND`",
+        )
+        .into());
+    }
+    Ok(command)
 }
 
 /// Uses a sandbox from time to time, so that its time to live does not run out under a long command.
@@ -170,24 +189,33 @@ async fn privately(
     };
     drop(progress);
     let ending = match created {
-        Ok(Ok(view)) => attached(arguments, instance.service(), &view.sandbox.id, signals, quiet).await,
+        Ok(Ok(view)) => attached(arguments, instance.service(), &view.sandbox, signals, quiet).await,
         Ok(Err(error)) => Err(refused(error)),
         Err(interrupted) => Ok(interrupted),
     };
     let closed = instance.close().await;
-    finish(&arguments.command, ending, closed)
+    finish(ending, closed)
 }
 
 async fn attached(
     arguments: &RunArguments,
     service: &Service,
-    id: &SandboxId,
+    sandbox: &Sandbox,
     signals: &mut Signals,
     quiet: Quiet,
 ) -> Result<Ending> {
+    let id = &sandbox.id;
+    let command = match (arguments.command.as_slice(), &sandbox.spec.source) {
+        ([], Source::Image { name, .. }) => {
+            let config = service.image(name.clone()).await?.config;
+            image_command(name.as_str(), config.entrypoint, config.cmd)?
+        }
+        (given, _) => given.to_vec(),
+    };
+    note_ports(sandbox.spec.publish.iter().map(|port| (port.port, port.host_port)), quiet);
     let toolbox: Toolbox = service.toolbox(id).await?;
     let input = Input::choose(arguments.interactive, arguments.tty);
-    let spawn = spawn(arguments, input)?;
+    let spawn = spawn(arguments, &command, input)?;
     let ending = attach(&toolbox, &spawn, input, signals).await?;
     if let Ending::Exited(exit) = &ending
         && exit.exit_code == STATUS_KILLED
@@ -196,6 +224,7 @@ async fn attached(
     {
         note_memory_limit(stats.oom_kills, stats.memory_limit_bytes);
     }
+    report_start_failure(&command, &ending);
     Ok(ending)
 }
 
@@ -208,7 +237,8 @@ fn refused(error: sandhaus_sandbox::Error) -> anyhow::Error {
                 .into()
         }
         Kind::NotFound => {
-            let remedy = "`sandhaus image list` tells which there are, `sandhaus image import` makes one";
+            let remedy =
+                "`sandhaus image list` tells which there are, `sandhaus image pull` gets one from a registry";
             Advice::new(error.message(), remedy).into()
         }
         _ => error.into(),
@@ -216,18 +246,25 @@ fn refused(error: sandhaus_sandbox::Error) -> anyhow::Error {
 }
 
 /// The command's status comes first; what went wrong while cleaning up is an error of its own.
-fn finish(command: &[String], ending: Result<Ending>, removed: Result<()>) -> Result<u8> {
-    let ending = match (ending, removed) {
-        (Ok(ending), Ok(())) => ending,
-        (Ok(_), Err(removal)) => return Err(removal),
-        (Err(failure), Ok(())) => return Err(failure),
+fn finish(ending: Result<Ending>, removed: Result<()>) -> Result<u8> {
+    match (ending, removed) {
+        (Ok(ending), Ok(())) => Ok(ending.status()),
+        (Ok(_), Err(removal)) => Err(removal),
+        (Err(failure), Ok(())) => Err(failure),
         (Err(failure), Err(removal)) => {
             print_error(&removal);
-            return Err(failure);
+            Err(failure)
         }
-    };
-    report_start_failure(command, &ending);
-    Ok(ending.status())
+    }
+}
+
+/// Where published ports are, which may have been chosen just now.
+fn note_ports(ports: impl Iterator<Item = (u16, u16)>, quiet: Quiet) {
+    if quiet == Quiet::No {
+        for (port, host_port) in ports {
+            crate::advice::print_note(&format!("port {port} is on 127.0.0.1:{host_port}"));
+        }
+    }
 }
 
 fn note_memory_limit(kills: u64, limit: Option<u64>) {
@@ -237,9 +274,9 @@ fn note_memory_limit(kills: u64, limit: Option<u64>) {
     }
 }
 
-fn spawn(arguments: &RunArguments, input: Input) -> Result<Spawn> {
+fn spawn(arguments: &RunArguments, command: &[String], input: Input) -> Result<Spawn> {
     // Variables and directory are the sandbox's already.
-    spawn_request(&arguments.command, BTreeMap::new(), None, arguments.tty, input, arguments.timeout)
+    spawn_request(command, BTreeMap::new(), None, arguments.tty, input, arguments.timeout)
 }
 
 /// The sandbox that the flags describe.
@@ -252,7 +289,7 @@ fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSa
         image,
         engine: None,
         resources: resources(arguments),
-        network: None,
+        network: arguments.network.as_ref().map(|choice| choice.0.clone()),
         security: match arguments.security {
             Security::Strict => SecurityProfile::Strict,
             Security::Container => SecurityProfile::Container,
@@ -268,7 +305,7 @@ fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSa
         warm_shell: false,
         seccomp: config.seccomp,
         workspace: arguments.workspace.clone(),
-        publish: Vec::new(),
+        publish: arguments.publish.iter().map(|mapping| mapping.0).collect(),
     })
 }
 
@@ -287,7 +324,8 @@ fn session_request(arguments: &RunArguments) -> Result<CreateSession> {
         memory_mb: mebibytes(resources.memory_bytes)?,
         pids: i64::from(resources.pids),
         disk_mb: mebibytes(resources.disk_bytes)?,
-        network: Some(Network::Mode(NETWORK_NONE.to_owned())),
+        network: arguments.network.as_ref().map(NetworkChoice::to_wire),
+        ports: arguments.publish.iter().map(|mapping| mapping.to_wire()).collect(),
         security: match arguments.security {
             Security::Strict => "strict".to_owned(),
             Security::Container => "container".to_owned(),
