@@ -8,7 +8,7 @@ from server import Server
 
 @pytest.fixture(scope="session")
 def server():
-    server = Server()
+    server = Server(config="workspace: {enabled: true}\n")
     yield server
     trouble = server.stop()
     assert not trouble, "\n".join(trouble)

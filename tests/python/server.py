@@ -121,6 +121,8 @@ class Server:
         left = glob.glob(f"/sys/fs/cgroup/**/sandhaus/{instance}/*/", recursive=True)
         for folder in ("machines", "disks"):
             left += glob.glob(os.path.join(self.data, folder, "*"))
+        # What is only being made or removed has a hidden name.
+        left += glob.glob(os.path.join(self.data, "workspaces", ".*-*"))
         for process in glob.glob("/proc/[0-9]*"):
             try:
                 with open(f"{process}/mountinfo") as mounts, open(f"{process}/cgroup") as cgroups:

@@ -66,13 +66,6 @@ async def test_stats(session):
     assert after.cpu_usage_usec > before.cpu_usage_usec
 
 
-async def test_workspaces_are_said_to_be_off(client):
-    assert await client.list_workspaces() == []
-    with pytest.raises(httpx.HTTPStatusError) as caught:
-        await client.create_session(workspace_id="user-123")
-    assert (status_of(caught), body_of(caught)["error_code"]) == (400, "INVALID_WORKSPACE")
-
-
 async def test_wrong_key(server):
     async with sandkasten.SandboxClient(base_url=server.url, api_key="sk-wrong") as client:
         for call in (client.create_session(), client.list_sessions(), client.get_session("00000000-000")):

@@ -128,7 +128,6 @@ def test_images_that_are_refused(server, image):
 def test_what_is_not_there_is_refused_by_name(server):
     for field, value in [("snapshot", "s"), ("network", "bridge"), ("engine", "qemu")]:
         check_error(server.request("POST", "/v1/sessions", {field: value}), 400, "UNSUPPORTED")
-    check_error(server.request("POST", "/v1/sessions", {"workspace_id": "user-1"}), 400, "INVALID_WORKSPACE")
 
 
 def test_body_limit(server, session_id):
@@ -255,10 +254,6 @@ def test_expired_sessions_end(server):
     assert status == "expired"
     check_error(server.request("POST", f"{route}/exec", {"cmd": "true"}), 410, "SESSION_EXPIRED")
     check_error(server.request("GET", f"{route}/fs/read?path=x"), 410, "SESSION_EXPIRED")
-
-
-def test_workspaces(server):
-    assert server.request("GET", "/v1/workspaces").json() == {"workspaces": []}
 
 
 def test_images(server, session_id):

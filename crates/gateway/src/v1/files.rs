@@ -10,7 +10,6 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use sandhaus_client::wire::{
     ErrorBody, FsEntry, FsList, FsRead, FsWrite, Okay, READ_BYTES_DEFAULT, READ_BYTES_MAX,
 };
