@@ -54,6 +54,31 @@ fn a_cautious_file_mask_of_the_caller_is_no_obstacle_inside() {
 }
 
 #[test]
+fn a_server_that_is_on_its_way_down_is_done_without() {
+    if !runnable("a_server_that_is_on_its_way_down_is_done_without") {
+        return;
+    }
+    let dir = DataDir::new();
+    // Makes the data directory; then this test holds it, as a server does that listens no more.
+    assert_eq!(run(&dir, &["--", "true"]).code, 0);
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let lock = fs_err::OpenOptions::new().create(true).append(true).open(dir.path().join("lock")).unwrap();
+    rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let holder = json!({"pid": std::process::id(), "url": format!("http://{gone}")});
+    fs_err::write(dir.path().join("holder"), holder.to_string()).unwrap();
+    let ran = run(&dir, &["--", "echo", "alone"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "alone\n"), "{}", ran.stderr);
+    // What needs the server says so.
+    let url = format!("http://{gone}");
+    for flags in [&["--keep", "--", "true"][..], &["--host", &url, "--", "true"]] {
+        let ran = run(&dir, flags);
+        assert!(ran.code != 0 && ran.stderr.contains("no server answers"), "{flags:?}: {}", ran.stderr);
+    }
+    drop(lock);
+    assert_nothing_left(&dir);
+}
+
+#[test]
 fn streams_status_and_input_pass_through() {
     if !runnable("streams_status_and_input_pass_through") {
         return;

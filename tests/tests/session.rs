@@ -257,7 +257,7 @@ fn bad_requests_are_refused_and_change_nothing() {
             (json!({"image": "../../etc"}), "INVALID_IMAGE"),
             (json!({"ttl_seconds": -1}), "INVALID_REQUEST"),
             (json!({"ttl_seconds": 86401}), "INVALID_REQUEST"),
-            (json!({"network": "bridge"}), "UNSUPPORTED"),
+            (json!({"network": "host"}), "INVALID_REQUEST"),
             (json!({"memory_mb": -5}), "INVALID_REQUEST"),
         ] {
             assert_eq!(http.post("/v1/sessions", &body).expect(400).error_code(), code, "{body}");

@@ -381,6 +381,8 @@ impl Service {
     /// with the ended ones.
     pub async fn list(&self, filter: ListFilter) -> Result<Vec<SandboxView>> {
         let mut views: Vec<SandboxView> = self.shared.handles().iter().map(|handle| handle.view()).collect();
+        // One that is being taken from the map belongs to the history.
+        views.retain(|view| view.status.phase != Phase::Deleted);
         if !filter.with_ended {
             views.retain(|view| !view.is_idle() || view.status.phase == Phase::Running);
         }

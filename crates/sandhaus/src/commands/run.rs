@@ -42,14 +42,21 @@ const KEEPALIVE_PERIOD: std::time::Duration = std::time::Duration::from_secs(60)
 /// Status of a command that the memory limit may have ended.
 const STATUS_KILLED: i32 = 137;
 
+/// Answer status of a server that cannot do it now.
+const STATUS_UNAVAILABLE: u16 = 503;
+
 /// What the wire counts memory and disks in.
 const MIB: u64 = 1 << 20;
 
 /// Runs the command.
 pub(crate) async fn run(arguments: &RunArguments, config: &Config, quiet: Quiet) -> Result<ExitCode> {
     let mut signals = Signals::listen()?;
-    let status = match choose_server(arguments, config)? {
-        Some(server) => on_server(arguments, &server, &mut signals, quiet).await?,
+    let begun = match choose_server(arguments, config)? {
+        Some(server) => begin(arguments, &server, quiet).await?.map(|session| (server, session)),
+        None => None,
+    };
+    let status = match begun {
+        Some((server, session)) => on_server(arguments, &server, session, &mut signals, quiet).await?,
         None => privately(arguments, config, &mut signals, quiet).await?,
     };
     Ok(ExitCode::from(status))
@@ -94,17 +101,33 @@ fn choose_server(arguments: &RunArguments, config: &Config) -> Result<Option<Ser
     Ok(server)
 }
 
+/// A sandbox on a server. `None` from one that nobody named and that is on its way down: nothing was made on it, and
+/// what needs no server goes on without.
+async fn begin(arguments: &RunArguments, server: &Server, quiet: Quiet) -> Result<Option<SessionInfo>> {
+    let request = session_request(arguments)?;
+    let _progress = Progress::after_a_second("starting sandbox", quiet);
+    match server.client().create(&request).await {
+        Err(error) if is_ending(&error) && arguments.server.host.is_none() && !arguments.keep => {
+            tracing::debug!(%error, "the server is ending; running without it");
+            Ok(None)
+        }
+        created => created.map(Some).map_err(explain),
+    }
+}
+
+/// A server that does not listen any more, or says that it takes no more sandboxes.
+fn is_ending(error: &sandhaus_client::Error) -> bool {
+    matches!(error, sandhaus_client::Error::Connect { .. }) || error.status() == Some(STATUS_UNAVAILABLE)
+}
+
 /// Runs on a server, by its public interface only.
 async fn on_server(
     arguments: &RunArguments,
     server: &Server,
+    session: SessionInfo,
     signals: &mut Signals,
     quiet: Quiet,
 ) -> Result<u8> {
-    let request = session_request(arguments)?;
-    let progress = Progress::after_a_second("starting sandbox", quiet);
-    let session = server.client().create(&request).await.map_err(explain)?;
-    drop(progress);
     if arguments.keep && quiet == Quiet::No {
         crate::advice::print_note(&format!("sandbox {}", session.id));
     }
