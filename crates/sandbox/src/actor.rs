@@ -20,6 +20,7 @@ use crate::{
     fault,
     handle::{Handle, Message, News, Published, gone},
     plan::{self, Failed, Row, Seen, Step, Wanted},
+    publish::Publication,
     service::Shared,
     types::*,
 };
@@ -56,6 +57,8 @@ pub(crate) struct Actor {
     claim: Option<Claim>,
     /// It was given away and its owner has not been told yet.
     newly_claimed: bool,
+    /// Its ports on the host's loopback.
+    publication: Publication,
 }
 
 /// Somebody who wants a sandbox out of the pool.
@@ -105,12 +108,19 @@ impl Actor {
             end_reason: None,
             claim: None,
             newly_claimed: false,
+            publication: Publication::default(),
         }
     }
 
     /// The same with somebody who waits for it to run.
     pub(crate) fn with_creator(mut self, reply: oneshot::Sender<Result<SandboxView>>) -> Self {
         self.waiters.push(Waiter { goal: Goal::Running, reply });
+        self
+    }
+
+    /// The same with listeners that lead into it.
+    pub(crate) fn with_publication(mut self, publication: Publication) -> Self {
+        self.publication = publication;
         self
     }
 
@@ -135,6 +145,7 @@ impl Actor {
                 }
             }
         }
+        self.publication.close().await;
         if self.seen.row == Row::Gone {
             self.shared.remove(&self.handle.id);
             // Whoever asked too late hears that it is gone, not that the server is.

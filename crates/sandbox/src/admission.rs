@@ -8,6 +8,7 @@ use crate::{
     error::{Error, Kind, Result},
     handle::{Handle, gone, not_running},
     images::Resolved,
+    publish::HOST_PORT_MIN,
     service::{CreateSandbox, Defaults, Shared},
     types::*,
 };
@@ -27,6 +28,8 @@ pub(crate) async fn admit(shared: &Shared, request: CreateSandbox) -> Result<San
         check_inner_path("workdir", workdir)?;
     }
     check_mounts(&request.mounts)?;
+    check_publish(&request.publish)?;
+    check_networks(request.network.as_ref())?;
     check_capabilities(&engine_name, capabilities, &request)?;
     let resources = resources(&request.resources, defaults, capabilities)?;
     let (ttl_ms, expires_at_ms) = deadline(&request, defaults, shared.clock.now_ms())?;
@@ -206,6 +209,43 @@ fn check_mounts(mounts: &[Mount]) -> Result<()> {
     Ok(())
 }
 
+fn check_publish(ports: &[PublishedPort]) -> Result<()> {
+    if ports.len() > PUBLISHED_PORTS_MAX {
+        return Err(invalid(format!(
+            "there are {} published ports, the most is {PUBLISHED_PORTS_MAX}",
+            ports.len()
+        )));
+    }
+    for (index, port) in ports.iter().enumerate() {
+        if port.port == 0 {
+            return Err(invalid("a published port must be 1 to 65535"));
+        }
+        if port.host_port == 0 {
+            continue;
+        }
+        if port.host_port < HOST_PORT_MIN {
+            return Err(invalid(format!(
+                "port {} of the host cannot be published on: use 0 for any that is free, or {HOST_PORT_MIN} or above",
+                port.host_port
+            )));
+        }
+        if ports[..index].iter().any(|other| other.host_port == port.host_port) {
+            return Err(invalid(format!("port {} of the host is named twice", port.host_port)));
+        }
+    }
+    Ok(())
+}
+
+/// Which networks can be reached is the engine's to say.
+fn check_networks(policy: Option<&NetworkPolicy>) -> Result<()> {
+    match policy {
+        Some(NetworkPolicy::Allow(networks)) if networks.len() > ALLOWED_NETWORKS_MAX => Err(invalid(
+            format!("the allow list has {} networks, the most is {ALLOWED_NETWORKS_MAX}", networks.len()),
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn check_capabilities(name: &EngineName, capabilities: &Capabilities, request: &CreateSandbox) -> Result<()> {
     let refuse = |what: &str| {
         Err(Error::new(
@@ -229,9 +269,6 @@ fn check_capabilities(name: &EngineName, capabilities: &Capabilities, request: &
     }
     if request.seccomp != Seccomp::default() && !capabilities.seccomp {
         return refuse("choosing the system call filter");
-    }
-    if !request.publish.is_empty() {
-        return refuse("publishing ports");
     }
     if request.resources.disk_bytes > 0 && capabilities.disk_limit.is_none() {
         return refuse("a disk limit");
@@ -359,6 +396,16 @@ mod tests {
         for path in ["", "a", "/a/../b", "/a\0", &format!("/{}", "x".repeat(PATH_BYTES_MAX))] {
             assert!(refused(check_inner_path("workdir", path)).starts_with("workdir"));
         }
+    }
+
+    #[test]
+    fn published_ports() {
+        let port = |port: u16, host_port: u16| PublishedPort { port, host_port };
+        assert!(check_publish(&[port(80, 0), port(80, 0), port(80, 1024), port(81, 65535)]).is_ok());
+        assert!(refused(check_publish(&[port(0, 0)])).contains("1 to 65535"));
+        assert!(refused(check_publish(&[port(80, 80)])).contains("port 80"));
+        assert!(refused(check_publish(&[port(80, 8080), port(81, 8080)])).contains("twice"));
+        refused(check_publish(&[port(80, 0); PUBLISHED_PORTS_MAX + 1]));
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod gate;
 mod handle;
 mod images;
 mod machine;
+mod publish;
 
 pub use error::{Error, Kind, Result};
 pub use instance::Instance;

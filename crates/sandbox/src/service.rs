@@ -24,6 +24,7 @@ use crate::{
     instance::{Instance, Span},
     plan::{Host, Seen},
     pool::{self, Acquired, Acquisition, Claimed, Pool, PoolStatus},
+    publish::{Bound, Publication},
     store::Store,
     toolbox::{Lease, Toolbox},
     types::*,
@@ -262,6 +263,11 @@ impl Shared {
 }
 
 impl Service {
+    /// A service that is open already.
+    pub(crate) fn over(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
     /// Opens the store of an instance, surveys every engine, adopts what matches, ends what does not, and starts the
     /// actors.
     pub async fn open(
@@ -339,7 +345,8 @@ impl Service {
         loop {
             attempt += 1;
             // From here to the spawned actor nothing waits, so a caller that goes away leaves nothing half made.
-            let answer = enroll(shared, sandbox)?;
+            let bound = Bound::bind(&sandbox.spec.publish)?;
+            let answer = enroll(shared, sandbox, bound)?;
             let (id, answer) = match answer {
                 Enrolled::Spawned(id, answer) => (id, answer),
                 Enrolled::IdTaken if attempt < ID_ATTEMPTS_MAX => continue,
@@ -602,11 +609,12 @@ pub(crate) enum Enrolled {
 }
 
 /// Gives the sandbox an id and an actor, if there is room for it.
-pub(crate) fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox) -> Result<Enrolled> {
+pub(crate) fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox, bound: Bound) -> Result<Enrolled> {
     let engine = shared.engines.get(&sandbox.spec.engine).cloned();
     let engine = engine.ok_or_else(|| admission::no_engine(&sandbox.spec.engine))?;
     let id = SandboxId::random();
-    let Some(sandbox) = shared.workspaces.name(sandbox, id.clone()) else { return Ok(Enrolled::IdTaken) };
+    let Some(mut sandbox) = shared.workspaces.name(sandbox, id.clone()) else { return Ok(Enrolled::IdTaken) };
+    sandbox.spec.publish = bound.ports();
     let sandbox = Arc::new(sandbox);
     let (handle, inbox) = Handle::new(&sandbox, engine);
     {
@@ -624,7 +632,10 @@ pub(crate) fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox) -> Result<Enrolled
         }
     }
     let (reply, answer) = oneshot::channel();
-    let actor = Actor::new(shared.clone(), handle, inbox, sandbox.clone(), Seen::fresh()).with_creator(reply);
+    let publication = Publication::serve(shared, &id, bound);
+    let actor = Actor::new(shared.clone(), handle, inbox, sandbox.clone(), Seen::fresh())
+        .with_creator(reply)
+        .with_publication(publication);
     shared.spawn(actor.run());
     shared.expect_deadline(sandbox.deadlines);
     Ok(Enrolled::Spawned(id, answer))
@@ -671,7 +682,9 @@ async fn adopt(shared: &Arc<Shared>, rows: Vec<Sandbox>) -> Result<()> {
         if row.tenancy == Tenancy::Idle {
             shared.pool.enter(&handle, &row);
         }
-        shared.spawn(Actor::new(shared.clone(), handle, inbox, row, seen).run());
+        let publication = Publication::resume(shared, &row.id, &row.spec.publish);
+        let actor = Actor::new(shared.clone(), handle, inbox, row, seen).with_publication(publication);
+        shared.spawn(actor.run());
     }
     // Set once: a service adopts once.
     let _ = shared.set_aside.set(set_aside);

@@ -237,6 +237,8 @@ impl Actor {
     }
 
     async fn forget(&self) -> Result<()> {
+        // Whoever hears that it is gone can have its ports.
+        self.publication.close().await;
         let failed_to_start = self.sandbox.life == Life::New
             && self.sandbox.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::StartFailed);
         if failed_to_start || self.is_unknown_to_all() {

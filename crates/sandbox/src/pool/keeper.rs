@@ -9,6 +9,7 @@ use crate::{
     admission,
     error::{Error, Kind, Result},
     handle::{Handle, Message},
+    publish::Bound,
     service::{CreateSandbox, Enrolled, Shared, enroll},
     types::*,
 };
@@ -130,7 +131,7 @@ fn act(shared: &Arc<Shared>, now: Instant) {
 /// Begins one member.
 fn warm(shared: &Arc<Shared>, like: &Arc<Sandbox>) -> Result<()> {
     let sandbox = Sandbox { created_at_ms: shared.clock.now_ms(), ..Sandbox::clone(like) };
-    match enroll(shared, &sandbox)? {
+    match enroll(shared, &sandbox, Bound::default())? {
         // Its actor tells the pool how it ends.
         Enrolled::Spawned(..) => Ok(()),
         Enrolled::IdTaken => Err(Error::new(Kind::Unavailable, "no free id was found")),

@@ -798,3 +798,52 @@ async fn use_of_resources_and_images_come_through() {
     service.set_goal(&user, Goal::Stopped).await.expect("stopped");
     service.set_goal(&user, Goal::Running).await.expect("its content is still there");
 }
+
+/// What a published port says to a request.
+async fn ask(host_port: u16) -> std::io::Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", host_port)).await?;
+    stream.write_all(b"GET /there HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+    // The other side goes on answering after this one has said all.
+    stream.shutdown().await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+#[test]
+fn published_ports_lead_inside_as_long_as_the_sandbox_is_there() {
+    let house = House::new();
+    let published = |host_port: u16| CreateSandbox {
+        publish: vec![PublishedPort { port: 80, host_port }],
+        ..testing::request()
+    };
+    let (id, host_port) = house.life(async |service| {
+        let view = service.create(published(0)).await.expect("created");
+        let host_port = view.sandbox.spec.publish[0].host_port;
+        assert_ne!(host_port, 0);
+        assert!(ask(host_port).await.expect("answered").starts_with("HTTP/1.1 404"));
+        let refused = service.create(published(host_port)).await.expect_err("taken");
+        assert_eq!(refused.kind(), Kind::Conflict);
+        assert!(refused.message().contains(&host_port.to_string()), "{refused}");
+        assert_eq!(service.list(ListFilter::default()).await.expect("a list").len(), 1);
+        (view.sandbox.id, host_port)
+    });
+    house.life(async |service| {
+        settled(service, &id, Phase::Running).await;
+        let answer = loop {
+            match ask(host_port).await {
+                Ok(answer) => break answer,
+                // The clock stands still while somebody runs, so this also lets the next attempt to bind come.
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        };
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        service.set_goal(&id, Goal::Stopped).await.expect("stopped");
+        assert_eq!(ask(host_port).await.unwrap_or_default(), "", "nothing answers");
+        service.delete(&id).await.expect("deleted");
+        assert!(ask(host_port).await.is_err(), "the port is closed");
+        let again = service.create(published(host_port)).await.expect("the port is free at once");
+        service.delete(&again.sandbox.id).await.expect("deleted");
+    });
+}
