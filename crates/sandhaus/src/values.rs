@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use sandhaus_sandbox::{Access, SandboxId};
+use sandhaus_client::wire::{Network, Port};
+use sandhaus_sandbox::{Access, NetworkPolicy, PublishedPort, SandboxId};
 
 /// An amount of bytes: `512MiB`, `512m`, `2g`, `1GiB`, `4096`. The letters count in powers of 1024, as memory does;
 /// only `kB`, `MB`, `GB` and `TB` written out count in powers of 1000.
@@ -48,6 +49,70 @@ fn whole_bytes(part: f64, factor: u64) -> Option<u64> {
     #[expect(clippy::cast_possible_truncation, reason = "bounded by the line before")]
     #[expect(clippy::cast_sign_loss, reason = "bounded by the line before")]
     (bytes >= 0.0 && bytes < (1_u64 << 53) as f64).then_some(bytes as u64)
+}
+
+/// What a sandbox may reach: `none`, `bridge`, `allow=ADDRESS/BITS,…`. The host's own network is not for the command
+/// line to give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetworkChoice(pub(crate) NetworkPolicy);
+
+impl NetworkChoice {
+    /// The same for a server.
+    pub(crate) fn to_wire(&self) -> Network {
+        match &self.0 {
+            NetworkPolicy::Allow(networks) => {
+                Network::Allow { allow: networks.iter().map(ToString::to_string).collect() }
+            }
+            NetworkPolicy::Bridge => Network::Mode("bridge".to_owned()),
+            NetworkPolicy::None | NetworkPolicy::Host => Network::Mode("none".to_owned()),
+        }
+    }
+}
+
+impl FromStr for NetworkChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => return Ok(Self(NetworkPolicy::None)),
+            "bridge" => return Ok(Self(NetworkPolicy::Bridge)),
+            _ => {}
+        }
+        let list = text
+            .strip_prefix("allow=")
+            .ok_or_else(|| "use none, bridge or allow=ADDRESS/BITS,ADDRESS/BITS,...".to_owned())?;
+        let networks = list.split(',').map(|network| {
+            network.trim().parse().map_err(|_| format!("{network:?} must be a network as ADDRESS/BITS"))
+        });
+        networks.collect::<Result<_, _>>().map(|networks| Self(NetworkPolicy::Allow(networks)))
+    }
+}
+
+/// A port to show on the host's loopback: `PORT`, or `HOST:PORT` to choose the host's; 0 is any that is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PortMapping(pub(crate) PublishedPort);
+
+impl PortMapping {
+    /// The same for a server.
+    pub(crate) fn to_wire(self) -> Port {
+        Port { port: self.0.port, host_port: self.0.host_port }
+    }
+}
+
+impl FromStr for PortMapping {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is not a port"));
+        let (host_port, port) = match text.split_once(':') {
+            Some((host, port)) => (number(host)?, number(port)?),
+            None => (0, number(text)?),
+        };
+        match port {
+            0 => Err("the port inside must be above zero".to_owned()),
+            port => Ok(Self(PublishedPort { port, host_port })),
+        }
+    }
 }
 
 /// An amount of processor time in thousandths of a core: `0.5`, `2`.
@@ -249,5 +314,24 @@ mod tests {
         assert_eq!("a:b".parse(), Ok(Location::Host("a:b".into())));
         assert_eq!("./0123abcd-ef0:x".parse(), Ok(Location::Host("./0123abcd-ef0:x".into())));
         assert!("0123abcd-ef0:".parse::<Location>().is_err());
+    }
+
+    #[test]
+    fn networks_and_ports() {
+        let network = |text: &str| text.parse::<NetworkChoice>().map(|choice| choice.0);
+        assert_eq!(network("none"), Ok(NetworkPolicy::None));
+        assert_eq!(network("bridge"), Ok(NetworkPolicy::Bridge));
+        let list = ["1.2.3.0/24".parse().unwrap(), "8.8.8.8/32".parse().unwrap()];
+        assert_eq!(network("allow=1.2.3.0/24,8.8.8.8/32"), Ok(NetworkPolicy::Allow(list.into())));
+        for wrong in ["", "host", "allow", "allow=", "allow=x", "allow=1.2.3.4/33", "Bridge"] {
+            assert!(network(wrong).is_err(), "{wrong}");
+        }
+        let port =
+            |text: &str| text.parse::<PortMapping>().map(|mapping| (mapping.0.host_port, mapping.0.port));
+        assert_eq!(port("80"), Ok((0, 80)));
+        assert_eq!(port("8080:80"), Ok((8080, 80)));
+        for wrong in ["", ":", "80:", ":80", "0", "8080:0", "65536", "a:b", "1:2:3", "127.0.0.1:80:80"] {
+            assert!(port(wrong).is_err(), "{wrong}");
+        }
     }
 }

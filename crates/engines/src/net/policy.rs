@@ -31,10 +31,10 @@ pub(super) const PRIVATE: &[Ipv4Net] = &[
 ];
 
 /// Longest prefix of the network that machines get their addresses from: fewer addresses would not be worth it.
-pub const SUBNET_BITS_MAX: u8 = 28;
+pub(super) const SUBNET_BITS_MAX: u8 = 28;
 
 /// Shortest prefix of it.
-pub const SUBNET_BITS_MIN: u8 = 8;
+pub(super) const SUBNET_BITS_MIN: u8 = 8;
 
 const fn net(address: [u8; 4], bits: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(address[0], address[1], address[2], address[3]), bits)
