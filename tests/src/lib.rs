@@ -6,17 +6,23 @@
 //! - [`http`]: a small blocking HTTP/1.1 client that hides nothing (the benchmark uses it too);
 //! - [`session`]: `/v1` sessions on top of it;
 //! - [`kernel`]: everything of an instance that the kernel and the disk hold;
+//! - [`network`]: a host and an internet of a test's own;
 //! - [`process`]: waiting for processes by file descriptor, never by time;
 //! - [`tree`]: root file systems for images;
+//! - [`registry`]: a real registry, images for it, and a proxy before it that counts and does harm;
+//! - [`archive`]: archives written by hand;
 //! - [`probe`]: programs that attack from inside, built from `probes/`.
 //!
 //! A test that cannot run on this machine calls [`skip`]; nothing is skipped silently.
 
+pub mod archive;
 pub mod binary;
 pub mod http;
 pub mod kernel;
+pub mod network;
 pub mod probe;
 pub mod process;
+pub mod registry;
 pub mod server;
 pub mod session;
 pub mod tree;

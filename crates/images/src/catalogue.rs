@@ -22,7 +22,6 @@ use crate::{
     import::{self, Contents},
     layer::{self, HeldLayer},
     layout,
-    merged::Merged,
     registry::manifest::Platform,
     root::Limits,
     store::{self, ChangeLock, Scratch, Store},
@@ -269,12 +268,14 @@ impl Catalogue {
     pub fn export(&self, name: &ImageName, format: ExportFormat, output: &mut dyn Write) -> Result<()> {
         refuse_built_in(name)?;
         let details = self.details(name)?;
-        // Held, so that nobody removes it meanwhile. The scaffold is ours, not the image's.
-        let mut layers = self.tree_by_digest(&details.image.digest)?.layers;
-        layers.remove(0);
-        let merged = Merged::new(layers);
+        let digest = &details.image.digest;
+        // Held, so that nobody removes it meanwhile.
+        self.tree_by_digest(digest)?;
+        let directory = self.content_directory(digest)?;
+        let content = ContentRecord::read(&directory)?.ok_or_else(|| Error::NotFound(name.to_string()))?;
+        let files = export::Files::new(content::merged(&self.inner.store, &directory, &content)?);
         if format != ExportFormat::Oci {
-            return export::files(&merged, format, output);
+            return export::files(&files, format, output);
         }
         let platform = details.platform.as_deref().map(str::parse).transpose()?;
         let description = export::Description {
@@ -286,7 +287,7 @@ impl Catalogue {
         };
         let store = &self.inner.store;
         let scratch = store.scratch(&store.lock()?)?;
-        export::oci(&merged, description, &scratch, output)
+        export::oci(&files, description, &scratch, output)
     }
 
     /// The tree that `name` stands for now.

@@ -106,16 +106,27 @@ pub(crate) fn renew_scaffold(store: &Store, directory: &Path, record: &ContentRe
     let above = directory.join(scaffold_directory());
     let scratch = store.scratch(&store.lock()?)?;
     let built = scratch.directory("scaffold")?;
+    let (merged, implied) = merged(store, directory, record)?;
+    scaffold::build(&merged, &implied, &built)?;
+    scratch.sync()?;
+    let _lock = store.lock()?;
+    if store::exists(&above)? { Ok(()) } else { store::publish(&built, &above) }
+}
+
+/// The files of a stored image, without its scaffold, and the directories of it that only a lower layer describes.
+pub(crate) fn merged(
+    store: &Store,
+    directory: &Path,
+    record: &ContentRecord,
+) -> Result<(Merged, Vec<(String, Attributes)>)> {
     let mut records = Vec::new();
     for id in record.layers.iter().rev() {
         let found = layer::record(&store.layer(id))?;
         records.push(found.ok_or_else(|| Error::NotFound(id.to_string()))?);
     }
     let merged = Merged::new(record.trees(store, directory));
-    scaffold::build(&merged, &implied(&merged, &records)?, &built)?;
-    scratch.sync()?;
-    let _lock = store.lock()?;
-    if store::exists(&above)? { Ok(()) } else { store::publish(&built, &above) }
+    let implied = implied(&merged, &records)?;
+    Ok((merged, implied))
 }
 
 /// The layers that show at all, lowest first: nothing of what lies below one that hides everything, none twice (the

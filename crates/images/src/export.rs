@@ -25,6 +25,7 @@ use crate::{
         ANNOTATION_NAME, Descriptor, Index, MEDIA_CONFIG, MEDIA_INDEX, MEDIA_LAYER, MEDIA_MANIFEST, Manifest,
         RunConfiguration,
     },
+    root::Attributes,
     store::Scratch,
 };
 
@@ -88,21 +89,35 @@ impl fmt::Display for ExportFormat {
     }
 }
 
+/// The files of an image.
+pub(crate) struct Files {
+    merged: Merged,
+    /// Directories whose attributes a lower layer has, by path.
+    implied: HashMap<Vec<u8>, Attributes>,
+}
+
+impl Files {
+    pub(crate) fn new((merged, implied): (Merged, Vec<(String, Attributes)>)) -> Self {
+        let implied = implied.into_iter().map(|(path, attributes)| (path.into_bytes(), attributes)).collect();
+        Self { merged, implied }
+    }
+}
+
 /// Writes the files of an image in a format that is one archive of them.
-pub(crate) fn files(merged: &Merged, format: ExportFormat, output: &mut dyn Write) -> Result<()> {
+pub(crate) fn files(files: &Files, format: ExportFormat, output: &mut dyn Write) -> Result<()> {
     let failed = |error: io::Error| Error::at("output")(error);
     match format {
         ExportFormat::TarGz => {
             let mut encoder = flate2::write::GzEncoder::new(output, flate2::Compression::default());
-            archive(merged, &mut encoder)?;
+            archive(files, &mut encoder)?;
             encoder.finish().map(drop).map_err(failed)
         }
         ExportFormat::TarZst => {
             let mut encoder = zstd::Encoder::new(output, zstd::DEFAULT_COMPRESSION_LEVEL).map_err(failed)?;
-            archive(merged, &mut encoder)?;
+            archive(files, &mut encoder)?;
             encoder.finish().map(drop).map_err(failed)
         }
-        ExportFormat::Tar | ExportFormat::Oci => archive(merged, output),
+        ExportFormat::Tar | ExportFormat::Oci => archive(files, output),
     }
 }
 
@@ -125,7 +140,7 @@ struct PackedLayer {
 }
 
 /// Packs the files of an image: an archive names its digest before its content, so it has to be there first.
-fn pack(merged: &Merged, scratch: &Scratch) -> Result<PackedLayer> {
+fn pack(files: &Files, scratch: &Scratch) -> Result<PackedLayer> {
     let place = scratch.directory("export")?.join("layer");
     let file =
         File::options().read(true).write(true).create_new(true).open(&place).map_err(Error::at(&place))?;
@@ -133,7 +148,7 @@ fn pack(merged: &Merged, scratch: &Scratch) -> Result<PackedLayer> {
     let compressed = Hashing { writer: buffered, hasher: Sha256::new() };
     let encoder = flate2::write::GzEncoder::new(compressed, flate2::Compression::default());
     let mut plain = Hashing { writer: encoder, hasher: Sha256::new() };
-    archive(merged, &mut plain)?;
+    archive(files, &mut plain)?;
     let diff = BlobDigest::finish(plain.hasher);
     let compressed = plain.writer.finish().map_err(Error::at(&place))?;
     let digest = BlobDigest::finish(compressed.hasher);
@@ -145,12 +160,12 @@ fn pack(merged: &Merged, scratch: &Scratch) -> Result<PackedLayer> {
 
 /// Writes an image as an OCI layout in an archive.
 pub(crate) fn oci(
-    merged: &Merged,
+    files: &Files,
     description: Description<'_>,
     scratch: &Scratch,
     output: &mut dyn Write,
 ) -> Result<()> {
-    let PackedLayer { mut file, digest, diff, size } = pack(merged, scratch)?;
+    let PackedLayer { mut file, digest, diff, size } = pack(files, scratch)?;
     let config = serde_json::to_vec(&configuration(&description, &diff)).map_err(bad_json)?;
     let point = |media_type: &str, digest: BlobDigest, size: u64| Descriptor {
         media_type: media_type.to_owned(),
@@ -176,6 +191,9 @@ pub(crate) fn oci(
         let mut header = Header::new_ustar();
         header.set_size(size);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_entry_type(EntryType::Regular);
         builder.append_data(&mut header, path, content).map_err(Error::at("output"))
     };
@@ -227,20 +245,20 @@ fn configuration(description: &Description<'_>, diff: &BlobDigest) -> serde_json
     value
 }
 
-fn archive(merged: &Merged, output: &mut dyn Write) -> Result<()> {
+fn archive(files: &Files, output: &mut dyn Write) -> Result<()> {
     let mut writer = Writer {
-        merged,
+        files,
         builder: Builder::new(io::BufWriter::with_capacity(COPY_BYTES, output)),
         names: HashMap::new(),
     };
-    let root = merged.root()?;
+    let root = files.merged.root()?;
     writer.directory(&root, b"")?;
     let mut output = writer.builder.into_inner().map_err(Error::at("output"))?;
     output.flush().map_err(Error::at("output"))
 }
 
 struct Writer<'a> {
-    merged: &'a Merged,
+    files: &'a Files,
     builder: Builder<io::BufWriter<&'a mut dyn Write>>,
     /// Files with several names, and the first one.
     names: HashMap<(u64, u64), Vec<u8>>,
@@ -249,19 +267,26 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Writes what is in a directory.
     fn directory(&mut self, directory: &Directory, path: &[u8]) -> Result<()> {
-        for name in self.merged.names(directory)? {
+        for name in self.files.merged.names(directory)? {
             let path = if path.is_empty() { name.clone() } else { [path, b"/", &name].concat() };
-            match self.merged.lookup(directory, &name)? {
+            match self.files.merged.lookup(directory, &name)? {
                 Some(Node::Directory(inner, stat)) => {
                     self.attributes(inner.top())?;
                     let mut header = header(EntryType::Directory, &stat);
+                    if let Some(attributes) = self.files.implied.get(&path) {
+                        header.set_mode(attributes.mode);
+                        header.set_uid(attributes.uid);
+                        header.set_gid(attributes.gid);
+                    }
                     self.append(&mut header, &[&*path, b"/"].concat(), &mut io::empty())?;
                     self.directory(&inner, &path)?;
                 }
                 Some(Node::File(file, stat)) => self.file(File::from(file), &stat, path)?,
                 Some(Node::Symlink(target, stat)) => {
-                    let mut header = header(EntryType::Symlink, &stat);
-                    self.link(&mut header, &path, &target)?;
+                    if !self.again(&stat, &path)? {
+                        let mut header = header(EntryType::Symlink, &stat);
+                        self.link(&mut header, &path, &target)?;
+                    }
                 }
                 Some(Node::Other) | None => {}
             }
@@ -269,13 +294,23 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Writes a further name of what was written before; false if it was not.
+    fn again(&mut self, stat: &Stat, path: &[u8]) -> Result<bool> {
+        if stat.st_nlink <= 1 {
+            return Ok(false);
+        }
+        let Some(first) = self.names.get(&(stat.st_dev, stat.st_ino)).cloned() else {
+            self.names.insert((stat.st_dev, stat.st_ino), path.to_vec());
+            return Ok(false);
+        };
+        let mut header = header(EntryType::Link, stat);
+        self.link(&mut header, path, &first)?;
+        Ok(true)
+    }
+
     fn file(&mut self, file: File, stat: &Stat, path: Vec<u8>) -> Result<()> {
-        if stat.st_nlink > 1 {
-            if let Some(first) = self.names.get(&(stat.st_dev, stat.st_ino)) {
-                let (mut header, first) = (header(EntryType::Link, stat), first.clone());
-                return self.link(&mut header, &path, &first);
-            }
-            self.names.insert((stat.st_dev, stat.st_ino), path.clone());
+        if self.again(stat, &path)? {
+            return Ok(());
         }
         self.attributes(file.as_fd())?;
         let mut header = header(EntryType::Regular, stat);

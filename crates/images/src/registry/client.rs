@@ -32,6 +32,9 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 /// How long a registry may take to begin an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long it may take to find out whether a registry that needs no TLS has it all the same.
+const TLS_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a document may take to arrive.
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -484,7 +487,7 @@ async fn answers_tls(http: &HttpClient, authority: &str) -> bool {
     let Ok(request) = Request::get(format!("https://{authority}/v2/")).body(Full::default()) else {
         return false;
     };
-    matches!(tokio::time::timeout(ANSWER_TIMEOUT, http.request(request)).await, Ok(Ok(_)))
+    matches!(tokio::time::timeout(TLS_PROBE_TIMEOUT, http.request(request)).await, Ok(Ok(_)))
 }
 
 /// The words of a registry about an error, after a colon; empty if it has none.
