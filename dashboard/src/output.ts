@@ -41,11 +41,12 @@ export function withoutMarks(text: string): string {
   return text.replace(MARKS, "");
 }
 
-/** Where a sequence that is not complete yet may begin, at most so many characters from the end. */
+/** Longest beginning of a sequence that is waited for; a longer one is dropped as it comes. */
 const SEQUENCE_CHARS_MAX = 4096;
 
+/** A whole sequence, or the beginning of one that breaks off: of a control string, of a control sequence, of any. */
 const SEQUENCE =
-  /\u001b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\u0007\u001b]*(?:\u0007|\u001b\\)|[ -/]+[0-~]|[0-Z\\`-~])/g;
+  /\u001b(?:\[[0-?]*[ -/]*(?:[@-~]|(?=[^ -~]))|[\]PX^_][^\u0007\u001b]*(?:\u0007|\u001b\\|(?=\u001b[^\\]))|[ -/]+(?:[0-~]|(?=[^ -~]))|[0-OQ-WYZ\\`-~]|(?=[^ -~]))/g;
 
 /** Drops terminal sequences, and shows the rest of what cannot be seen as nothing. */
 export class Plain {
@@ -58,7 +59,7 @@ export class Plain {
 
   text(more: string): string {
     let all = (this.#rest + more).replace(SEQUENCE, "");
-    const begun = all.lastIndexOf("\u001b");
+    const begun = all.indexOf("\u001b");
     const open = begun >= 0 && all.length - begun < SEQUENCE_CHARS_MAX;
     // A carriage return may be half of a line's end.
     const cut = open ? begun : all.endsWith("\r") ? all.length - 1 : all.length;

@@ -40,6 +40,9 @@ const NOTE_USE_MS = 60_000;
 /** Most bytes of one message, as the sandbox takes them. */
 const MESSAGE_BYTES_MAX = 32 * 1024;
 
+/** Characters typed before the first connection that are kept for it. */
+const EARLY_CHARS_MAX = 4096;
+
 /** Control message of the sandbox. */
 interface Control {
   status?: string;
@@ -86,6 +89,7 @@ export class Connection {
   #failures = 0;
   #old = 0;
   #over = false;
+  #early: string | undefined = "";
   #noted = performance.now();
   #size: Size | undefined;
 
@@ -114,6 +118,9 @@ export class Connection {
           this.listener.begin();
           this.listener.link({ state: "open" });
           if (this.#size) this.resize(this.#size);
+          const early = this.#early ?? "";
+          this.#early = undefined;
+          if (early !== "") this.type(early);
         } else if (control.status === "exited") {
           this.#end(`the shell has ended${control.exitCode ? ` with status ${control.exitCode}` : ""}`);
         } else if (control.status === "error") {
@@ -164,6 +171,10 @@ export class Connection {
 
   /** Types text, or bytes that a program inside asked for. */
   type(text: string, kind: "text" | "bytes" = "text"): void {
+    if (this.#early !== undefined) {
+      this.#early = (this.#early + text).slice(0, EARLY_CHARS_MAX);
+      return;
+    }
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
     const bytes = kind === "text" ? this.#encoder.encode(text) : Uint8Array.from(text, (char) => char.charCodeAt(0));
     for (let at = 0; at < bytes.length; at += MESSAGE_BYTES_MAX) {

@@ -1,13 +1,12 @@
 /**
- * A document for the terminal's renderer that needs no inline style.
+ * Lets the terminal's renderer do without inline styles.
  *
- * The renderer puts rules into `<style>` elements and colours into `style` attributes. The page's policy forbids both,
- * and rightly: they are how injected markup restyles a page. Neither is forbidden to scripts that speak to the style
- * objects directly, so that is what this document does in the renderer's place: a `style` element is a stand-in whose
- * text becomes a constructed sheet, and a `style` attribute is set through the element's own style.
+ * The renderer puts rules into `style` elements and colours into `style` attributes. The page's policy forbids both, and
+ * rightly: they are how injected markup restyles a page. Neither is forbidden to scripts that speak to the style objects
+ * directly, so that is what elements do once this is in place: a `style` element is a stand-in whose text becomes a
+ * constructed sheet, and the `style` attribute of a `span` is set through the element's own style.
  */
 
-/** How the page's document makes elements by itself. */
 // eslint-disable-next-line @typescript-eslint/no-deprecated -- only one of its overloads is
 const original = document.createElement.bind(document);
 
@@ -37,24 +36,7 @@ function createElement(name: string, options?: ElementCreationOptions): HTMLElem
   return element;
 }
 
-/** The page's document, but for how elements are made. */
-export const terminalDocument: Document = new Proxy(document, {
-  get(target, name) {
-    if (name === "createElement") return createElement;
-    const value: unknown = Reflect.get(target, name, target);
-    return typeof value === "function" ? (value.bind(target) as unknown) : value;
-  },
-});
-
-/**
- * Runs `open`, which opens a terminal. One part of the renderer reaches past the document it was given; while it is set
- * up, the page's own one makes elements the same way.
- */
-export function openingTerminal(open: () => void): void {
+/** Puts it in place, for good: the renderer makes elements whenever it draws, always through the page's document. */
+export function withoutInlineStyles(): void {
   Object.defineProperty(document, "createElement", { value: createElement, configurable: true });
-  try {
-    open();
-  } finally {
-    Reflect.deleteProperty(document, "createElement");
-  }
 }

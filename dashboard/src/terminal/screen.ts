@@ -7,7 +7,9 @@ import { FitAddon } from "@xterm/addon-fit";
 import { type ILink, type ITheme, Terminal } from "@xterm/xterm";
 import "@xterm/xterm/css/xterm.css";
 import { confirm } from "../ui/dialog";
-import { openingTerminal, terminalDocument } from "./document";
+import { withoutInlineStyles } from "./document";
+
+withoutInlineStyles();
 
 /** Lines kept above the screen. */
 const SCROLLBACK_LINES = 5000;
@@ -107,7 +109,6 @@ export function open(place: HTMLElement, label: string, events: ScreenEvents): S
     return chosen === "dark" || (chosen === undefined && dark.matches) ? DARK : LIGHT;
   };
   const terminal = new Terminal({
-    documentOverride: terminalDocument,
     cursorBlink: !still.matches,
     fontFamily: FONT,
     fontSize: 13.5,
@@ -122,7 +123,7 @@ export function open(place: HTMLElement, label: string, events: ScreenEvents): S
   });
   const fitting = new FitAddon();
   terminal.loadAddon(fitting);
-  openingTerminal(() => terminal.open(place));
+  terminal.open(place);
   terminal.textarea?.setAttribute("aria-label", label);
   terminal.onData(events.typed);
   terminal.onBinary(events.bytes);

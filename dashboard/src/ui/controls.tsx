@@ -15,6 +15,7 @@ interface ButtonProps {
   type?: "button" | "submit";
   id?: string;
   pressed?: boolean;
+  autofocus?: boolean;
   keys?: string;
   innerRef?: Ref<HTMLButtonElement>;
 }
@@ -32,6 +33,7 @@ export function Button(props: ButtonProps) {
       type={type}
       class={`button ${kind}${bare ? " bare" : ""}`}
       disabled={disabled}
+      autofocus={props.autofocus}
       aria-pressed={props.pressed}
       onClick={onClick && (() => onClick())}
     >

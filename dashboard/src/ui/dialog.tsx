@@ -79,7 +79,9 @@ export function Questions() {
     <Dialog title={asked.title} onClose={() => asked.answer(false)}>
       <div class="dialog-text">{asked.text}</div>
       <footer>
-        <Button onClick={() => asked.answer(false)}>Cancel</Button>
+        <Button autofocus onClick={() => asked.answer(false)}>
+          Cancel
+        </Button>
         <Button kind={asked.kind} onClick={() => asked.answer(true)}>
           {asked.action}
         </Button>

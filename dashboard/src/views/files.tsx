@@ -143,10 +143,14 @@ export function Files({ source, root }: { source: FileSource; root: string }) {
   };
   const drop = (data: DataTransfer | null): void => {
     // Taken before anything is waited for: the list is empty afterwards.
-    const found = [...(data?.items ?? [])].map((item) => item.webkitGetAsEntry()).filter((entry) => entry !== null);
+    const items = [...(data?.items ?? [])].filter((item) => item.kind === "file");
+    const found = items.map((item) => ({ entry: item.webkitGetAsEntry(), file: item.getAsFile() }));
     if (found.length === 0) return;
-    collect(found).then(
-      (wanted) => void begin(folder, wanted),
+    const entries = found.map(({ entry }) => entry).filter((entry) => entry !== null);
+    // What another page made and let go of here has no place on a disk.
+    const loose = found.flatMap(({ entry, file }) => (entry === null && file ? [{ name: file.name, file }] : []));
+    collect(entries).then(
+      (wanted) => void begin(folder, [...loose, ...wanted]),
       (error: unknown) => failed(words(error)),
     );
   };

@@ -39,6 +39,7 @@ export function LoginView() {
       >
         <Mark />
         <h1>Sandhaus</h1>
+        <input type="text" name="username" autocomplete="username" value="sandhaus" hidden readOnly />
         <label for="key">Key of this server</label>
         <input
           id="key"

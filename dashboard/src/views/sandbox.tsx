@@ -3,7 +3,7 @@
 import type { ComponentChildren } from "preact";
 import { lazy, Suspense } from "preact/compat";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { change, changes, destroy, nameOf } from "../actions";
+import { change, changes, destroy, extend, nameOf } from "../actions";
 import { ApiError, ask, path, words } from "../api";
 import { bytes, moment, until, visible } from "../format";
 import { watch } from "../live";
@@ -74,6 +74,7 @@ function Shown({ sandbox, tab }: { sandbox: Sandbox; tab: Tab }) {
   const used = usage.get(sandbox.id);
   const running = sandbox.status === "running";
   const ended = sandbox.status === "destroyed" || sandbox.status === "expired";
+  const left = ended ? "–" : until(sandbox.expires_at, now);
   return (
     <div class="view sandbox-view">
       <nav aria-label="Breadcrumb" class="crumbs">
@@ -126,7 +127,14 @@ function Shown({ sandbox, tab }: { sandbox: Sandbox; tab: Tab }) {
         </div>
         <div class="fact">
           <dt>Ends in</dt>
-          <dd>{ended ? "–" : until(sandbox.expires_at, now)}</dd>
+          <dd>
+            {left}
+            {!ended && left !== "never" && (
+              <Button kind="quiet" onClick={() => void extend(sandbox)}>
+                + 1 h
+              </Button>
+            )}
+          </dd>
         </div>
       </dl>
       <Tabs sandbox={sandbox} tab={tab}>
