@@ -239,6 +239,63 @@ fn limits_hold_and_are_told() {
 }
 
 #[test]
+fn memory_that_is_full_of_files_is_told_and_the_session_lives() {
+    with_server("memory_that_is_full_of_files_is_told_and_the_session_lives", |server| {
+        for readonly_root in [true, false] {
+            let request = json!({"memory_mb": 64, "readonly_root": readonly_root});
+            let session = Session::create(&server.http(), &request);
+            for mode in ["stateful", "stateless"] {
+                let exec = |cmd: &str| -> ExecResult {
+                    session.try_exec(&json!({"cmd": cmd, "mode": mode})).expect(200).json()
+                };
+                let full = exec("head -c 500M /dev/zero > /dev/shm/fill; echo status $?");
+                assert!(full.output.contains("No space left"), "{mode}: {full:?}");
+                assert!(full.output.ends_with("status 1\n") && !full.oom, "{mode}: {full:?}");
+                assert_eq!(exec("echo alive").output, "alive\n");
+                let crowd = exec(
+                    "rm /dev/shm/fill; cd /dev/shm; i=0; while [ $i -lt 300000 ] && : > $i; do i=$((i+1)); done; echo $i",
+                );
+                assert!(crowd.output.contains("No space left"), "{mode}: {crowd:?}");
+                let processes = exec("tail /dev/zero; echo status $?");
+                assert!(processes.oom && processes.output.ends_with("status 137\n"), "{mode}: {processes:?}");
+                assert_eq!(exec("cd /; find /dev/shm -type f -delete; echo alive").output, "alive\n");
+            }
+            session.delete();
+        }
+    });
+}
+
+#[test]
+fn a_machine_that_its_memory_limit_ended_says_so() {
+    if !runnable("a_machine_that_its_memory_limit_ended_says_so") {
+        return;
+    }
+    let dir = DataDir::new();
+    let server = Server::start(&dir);
+    let session = Session::create(&server.http(), &json!({"memory_mb": 32}));
+    let program = fs_err::read(sandhaus_tests::probe::build("hoard")).expect("read the probe");
+    session.write("hoard", &program);
+    session.output("chmod +x hoard");
+    let mut last = None;
+    sandhaus_tests::settles("the machine's end", || {
+        let answer = session.try_exec(&json!({"cmd": "./hoard; (:) | (:)"}));
+        let ended = answer.status == 409;
+        last = Some(answer);
+        ended
+    });
+    let told = last.unwrap();
+    assert_eq!(told.error_code(), "SESSION_NOT_RUNNING");
+    assert!(told.text().contains("its memory limit ended it"), "{}", told.text());
+    assert_eq!(told.json::<Value>()["details"]["failure"]["kind"], "out_of_memory");
+    assert_eq!(session.info().failure.unwrap().kind, "out_of_memory");
+    // Its disk is there, and it starts again.
+    server.http().post(&session.route("/start"), &json!({})).expect(200);
+    assert_eq!(session.output("ls"), "hoard");
+    session.delete();
+    server.stop();
+}
+
+#[test]
 fn bad_requests_are_refused_and_change_nothing() {
     with_server("bad_requests_are_refused_and_change_nothing", |server| {
         let http = server.http();

@@ -499,6 +499,17 @@ impl Service {
         })
     }
 
+    /// One that seems to have ended just now, once that is known or `limit` is over.
+    pub async fn after_loss(&self, id: &SandboxId, limit: Duration) -> Result<SandboxView> {
+        if let Some(handle) = self.handle(id) {
+            let mut published = handle.published.subscribe();
+            let lost = published.wait_for(|published| published.phase != Phase::Running);
+            // Cancel-safe. What has not shown by then is told as it stands.
+            let _ = tokio::time::timeout(limit, lost).await;
+        }
+        self.get(id).await
+    }
+
     /// Use of resources.
     pub async fn stats(&self, id: &SandboxId) -> Result<Stats> {
         let handle = self.live(id).await?;

@@ -37,7 +37,7 @@ use sandhaus_sandbox::{
 };
 
 use super::{
-    confinement,
+    confinement::{self, Scratch},
     mounting::{self, Parameter},
     seccomp::{Filters, Instruction},
     steps::{ChildStep, Moment},
@@ -245,7 +245,12 @@ impl Child {
         self.step(ChildStep::Binds, |_| attach_binds(request, gifts.binds))?;
         self.step(ChildStep::Devices, |_| mount_devices(gifts.devices))?;
         self.step(ChildStep::Scratch, |_| {
-            if request.readonly_root { mount_scratch() } else { mount_shared_memory() }
+            let memory = request.memory_bytes;
+            if request.readonly_root {
+                mount_scratch(Scratch::of_root(memory))
+            } else {
+                mount_shared_memory(Scratch::of_shared_memory(memory))
+            }
         })?;
         self.step(ChildStep::Workspace, |_| Ok(mounting::attach(gifts.workspace, "/workspace")?))?;
         self.step(ChildStep::Masks, |_| mount_kernel(proc, sys, gifts.void, surroundings))?;
@@ -368,12 +373,12 @@ fn mount_devices(devices: OwnedFd) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn new_tmpfs(bytes: u64, inodes: u64, mode: &str) -> io::Result<OwnedFd> {
+fn new_tmpfs(size: Scratch, mode: &str) -> io::Result<OwnedFd> {
     mounting::new_file_system(
         "tmpfs",
         &[
-            Parameter::Text("size", &bytes.to_string()),
-            Parameter::Text("nr_inodes", &inodes.to_string()),
+            Parameter::Text("size", &size.bytes.to_string()),
+            Parameter::Text("nr_inodes", &size.inodes.to_string()),
             Parameter::Text("mode", mode),
         ],
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
@@ -381,14 +386,14 @@ fn new_tmpfs(bytes: u64, inodes: u64, mode: &str) -> io::Result<OwnedFd> {
 }
 
 /// `/dev/shm`, all that lives in memory under a writable root.
-fn mount_shared_memory() -> Result<(), Trouble> {
-    let shared = new_tmpfs(confinement::SHARED_MEMORY_BYTES, confinement::SCRATCH_INODES, "1777")?;
+fn mount_shared_memory(size: Scratch) -> Result<(), Trouble> {
+    let shared = new_tmpfs(size, "1777")?;
     Ok(mounting::attach(shared, "/dev/shm")?)
 }
 
 /// The writable places of a read-only root. They are parts of one file system, which costs less to make and to keep than
 /// one each.
-fn mount_scratch() -> Result<(), Trouble> {
+fn mount_scratch(size: Scratch) -> Result<(), Trouble> {
     const PLACES: &[(&str, &str, u32, u32)] = &[
         ("tmp", "/tmp", 0o1777, 0),
         ("run", "/run", 0o755, 0),
@@ -396,7 +401,7 @@ fn mount_scratch() -> Result<(), Trouble> {
         ("home", "/home/sandbox", 0o755, WORKLOAD_ID),
         ("shm", "/dev/shm", 0o1777, 0),
     ];
-    let whole = new_tmpfs(confinement::SCRATCH_BYTES, confinement::SCRATCH_INODES, "700")?;
+    let whole = new_tmpfs(size, "700")?;
     // Before Linux 6.15 only an attached mount can be copied.
     mounting::attach(&whole, "/run")?;
     let mut parts = Vec::with_capacity(PLACES.len());

@@ -29,15 +29,53 @@ pub(super) const MASKED: &[&str] = &[
 /// Read-only below `/proc`; all of `/sys` is.
 pub(super) const READ_ONLY: &[&str] = &["proc/bus", "proc/fs", "proc/irq", "proc/sys"];
 
-/// Bytes that the writable places of a read-only root (`/tmp`, `/run`, the homes, `/dev/shm`) hold together. They
-/// count against the memory limit as well.
-pub(super) const SCRATCH_BYTES: u64 = 512 * 1024 * 1024;
+/// Most bytes that the writable places of a read-only root (`/tmp`, `/run`, the homes, `/dev/shm`) hold together.
+const SCRATCH_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
-/// Files in them.
-pub(super) const SCRATCH_INODES: u64 = 256 * 1024;
+/// Most bytes of `/dev/shm` under a writable root.
+const SHARED_MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// Bytes of `/dev/shm` under a writable root.
-pub(super) const SHARED_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
+/// Most files in either.
+const INODES_MAX: u64 = 256 * 1024;
+
+/// Of the memory limit, this part may lie in files.
+const MEMORY_PART: u64 = 2;
+
+/// Bytes of the memory limit for each file.
+const MEMORY_BYTES_PER_INODE: u64 = 8 * 1024;
+
+/// How much a file system that lives in memory may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Scratch {
+    /// Bytes.
+    pub(super) bytes: u64,
+    /// Files.
+    pub(super) inodes: u64,
+}
+
+impl Scratch {
+    /// The writable places of a read-only root.
+    pub(super) fn of_root(memory_bytes: u64) -> Self {
+        Self::within(SCRATCH_BYTES_MAX, memory_bytes)
+    }
+
+    /// Shared memory, under a writable root.
+    pub(super) fn of_shared_memory(memory_bytes: u64) -> Self {
+        Self::within(SHARED_MEMORY_BYTES_MAX, memory_bytes)
+    }
+
+    /// Such files count against the memory limit (zero: none) and outlive the processes that fill them: a part of the
+    /// limit is out of their reach, so that whoever fills them is told, and the machine does not end of it.
+    fn within(bytes_max: u64, memory_bytes: u64) -> Self {
+        match memory_bytes {
+            0 => Self { bytes: bytes_max, inodes: INODES_MAX },
+            limit => Self {
+                bytes: bytes_max.min(limit / MEMORY_PART),
+                inodes: INODES_MAX.min(limit / MEMORY_BYTES_PER_INODE),
+            },
+        }
+    }
+}
 
 /// Soft limit of open files, where the host's hard limit allows it.
 pub(super) const OPEN_FILES_MAX: u64 = 1 << 20;

@@ -103,7 +103,10 @@ fn short_path(directory: &OwnedFd) -> String {
 /// Nobody listens there: the machine or the port is not up.
 fn not_there(error: io::Error) -> EngineError {
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => EngineError::NotFound,
+        // The last of these: it ended while it had yet to take the connection.
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
+            EngineError::NotFound
+        }
         _ => EngineError::host("dial machine", error),
     }
 }

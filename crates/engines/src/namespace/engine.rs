@@ -437,6 +437,7 @@ impl Inner {
             security: spec.security,
             seccomp: spec.seccomp,
             readonly_root: spec.readonly_root,
+            memory_bytes: spec.resources.memory_bytes,
             hostname: spec.hostname.clone(),
             network: joined.network,
             resolv_conf: joined.resolv_conf,

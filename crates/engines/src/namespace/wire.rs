@@ -32,6 +32,8 @@ pub(super) struct LaunchRequest {
     pub(super) security: SecurityProfile,
     pub(super) seccomp: Seccomp,
     pub(super) readonly_root: bool,
+    /// The machine's memory limit; zero: none.
+    pub(super) memory_bytes: u64,
     pub(super) hostname: String,
     /// Where it is born.
     pub(super) network: LaunchNetwork,

@@ -203,7 +203,8 @@ pub(super) async fn prune(
     Json(request): Json<PruneImages>,
 ) -> ApiResult<Response<Body>> {
     let what = if request.all { Prune::Unused } else { Prune::Nameless };
-    let pruned = edge.service.prune_images(what).await.map_err(|error| ApiError::of(Subject::Image, error))?;
+    let pruned =
+        edge.service.prune_images(what).await.map_err(|error| ApiError::of(Subject::Image, error))?;
     let names = pruned.names.iter().map(ToString::to_string).collect();
     Ok(json(StatusCode::OK, &PrunedImages { names, freed_bytes: pruned.freed_bytes }))
 }
@@ -259,11 +260,6 @@ fn word(value: &impl Serialize) -> String {
 }
 
 fn parse(name: &str) -> ApiResult<ImageName> {
-    ImageName::parse(name).map_err(|_| {
-        ApiError::new(
-            Kind::Invalid,
-            Subject::Image,
-            format!("invalid image name: {name:?}"),
-        )
-    })
+    ImageName::parse(name)
+        .map_err(|_| ApiError::new(Kind::Invalid, Subject::Image, format!("invalid image name: {name:?}")))
 }

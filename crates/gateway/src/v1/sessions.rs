@@ -24,7 +24,7 @@ use sandhaus_sandbox::{
 use super::{
     SessionPath, json,
     json::Json,
-    wire::{session_info, status},
+    wire::{failure_info, session_info, status},
     workspaces,
 };
 use crate::{
@@ -47,6 +47,9 @@ const MEGABYTES_MAX: i64 = 64 << 20;
 
 /// Most processes that may be asked for.
 const PIDS_MAX: i64 = 4 << 20;
+
+/// How long the end of a machine may take to show after it cut a request off.
+const LOSS_SHOWS: Duration = Duration::from_secs(2);
 
 /// Most sessions of one page.
 const PAGE_MAX: usize = 1000;
@@ -72,8 +75,9 @@ pub(super) async fn create(
     let image = wanted.image.clone();
     let acquired = edge.service.acquire(wanted).await.map_err(|error| match (error.kind(), image) {
         (Kind::NotFound, Some(image)) => {
-            let message =
-                format!("image not found: {image}; pull it with: sandhaus image pull --name {image} REFERENCE");
+            let message = format!(
+                "image not found: {image}; pull it with: sandhaus image pull --name {image} REFERENCE"
+            );
             ApiError::new(Kind::NotFound, Subject::NewSession, message)
         }
         _ => ApiError::of(Subject::NewSession, error),
@@ -423,17 +427,35 @@ pub(super) async fn session_error(edge: &Edge, id: &SandboxId, error: Error) -> 
     let about = |kind, message| ApiError::new(kind, Subject::Machine, message);
     match error.kind() {
         Kind::NotFound => about(Kind::NotFound, format!("session not found: {id}")),
-        Kind::Conflict | Kind::Gone => match edge.service.get(id).await {
+        // Its machine may be gone, which shows a moment later.
+        Kind::Unavailable => match edge.service.after_loss(id, LOSS_SHOWS).await {
+            Ok(view) if view.status.failure.is_some() => not_running(id, &view),
+            _ => ApiError::of(Subject::Machine, error),
+        },
+        Kind::Conflict => match edge.service.after_loss(id, LOSS_SHOWS).await {
+            Ok(view) => not_running(id, &view),
+            Err(_) => ApiError::of(Subject::Machine, error),
+        },
+        Kind::Gone => match edge.service.get(id).await {
             // One that is past its time may still be on its way out.
-            Ok(view) if error.kind() == Kind::Gone && !was_deleted(&view) => {
-                about(Kind::Gone, format!("session expired: {id}"))
-            }
-            Ok(view) => {
-                about(Kind::Conflict, format!("session not running: {id} (status={})", status(&view)))
-            }
+            Ok(view) if !was_deleted(&view) => about(Kind::Gone, format!("session expired: {id}")),
+            Ok(view) => not_running(id, &view),
             Err(_) => ApiError::of(Subject::Machine, error),
         },
         _ => ApiError::of(Subject::Machine, error),
+    }
+}
+
+/// How it stands, and why, if it ended by itself.
+fn not_running(id: &SandboxId, view: &SandboxView) -> ApiError {
+    let message = format!("session not running: {id} (status={})", status(view));
+    match &view.status.failure {
+        Some(failure) => {
+            let details = serde_json::json!({ "failure": failure_info(failure) });
+            ApiError::new(Kind::Conflict, Subject::Machine, format!("{message}: {}", failure.message))
+                .with_details(details)
+        }
+        None => ApiError::new(Kind::Conflict, Subject::Machine, message),
     }
 }
 

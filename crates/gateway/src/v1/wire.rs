@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sandhaus_client::wire::{FailureInfo, Limits, Port, SessionInfo};
 use sandhaus_sandbox::{
-    EndReason, FailureKind, NetworkPolicy, Phase, SandboxView, Seccomp, SecurityProfile, Source,
+    EndReason, Failure, FailureKind, NetworkPolicy, Phase, SandboxView, Seccomp, SecurityProfile, Source,
 };
 
 /// What `expires_at` says of a session that never expires: clients need a time.
@@ -67,12 +67,17 @@ pub(crate) fn session_info(view: &SandboxView) -> SessionInfo {
             SecurityProfile::Strict => "strict".to_owned(),
             SecurityProfile::Container => "container".to_owned(),
         },
-        failure: view.status.failure.as_ref().or(sandbox.failure.as_ref()).map(|failure| FailureInfo {
-            kind: failure_kind(failure.kind).to_owned(),
-            message: failure.message.clone(),
-            at: time(failure.at_ms),
-        }),
+        failure: view.status.failure.as_ref().or(sandbox.failure.as_ref()).map(failure_info),
         ended_at: view.ended.map(|ended| time(ended.at_ms)),
+    }
+}
+
+/// Why a session is not as first wanted, as this dialect shows it.
+pub(crate) fn failure_info(failure: &Failure) -> FailureInfo {
+    FailureInfo {
+        kind: failure_kind(failure.kind).to_owned(),
+        message: failure.message.clone(),
+        at: time(failure.at_ms),
     }
 }
 
