@@ -110,27 +110,9 @@ class Server:
         if status != 0:
             trouble.append(f"the server ended with {status}")
         trouble += [f"log: {line.rstrip()}" for line in self.log if re.search(r"\b(WARN|ERROR|panicked)\b", line)]
-        trouble += [f"left: {name}" for name in self.left()]
+        trouble += [f"left: {name}" for name in left(self.data)]
         shutil.rmtree(self.data, ignore_errors=True)
         return trouble
-
-    def left(self):
-        """Names of everything of this instance that still exists."""
-        with open(os.path.join(self.data, "instance")) as file:
-            instance = file.read().strip()
-        left = glob.glob(f"/sys/fs/cgroup/**/sandhaus/{instance}/*/", recursive=True)
-        for folder in ("machines", "disks"):
-            left += glob.glob(os.path.join(self.data, folder, "*"))
-        # What is only being made or removed has a hidden name.
-        left += glob.glob(os.path.join(self.data, "workspaces", ".*-*"))
-        for process in glob.glob("/proc/[0-9]*"):
-            try:
-                with open(f"{process}/mountinfo") as mounts, open(f"{process}/cgroup") as cgroups:
-                    if f"{self.data}/" in mounts.read() or f"/sandhaus/{instance}" in cgroups.read():
-                        left.append(process)
-            except OSError:
-                pass  # The process ended while it was looked at.
-        return left
 
 
 class Answer:
@@ -146,3 +128,22 @@ class Answer:
 
     def __repr__(self):
         return f"{self.status} {self.body[:300]!r}"
+
+
+def left(data):
+    """Names of everything of the instance on a data directory that still exists."""
+    with open(os.path.join(data, "instance")) as file:
+        instance = file.read().strip()
+    found = glob.glob(f"/sys/fs/cgroup/**/sandhaus/{instance}/*/", recursive=True)
+    for folder in ("machines", "disks"):
+        found += glob.glob(os.path.join(data, folder, "*"))
+    # What is only being made or removed has a hidden name.
+    found += glob.glob(os.path.join(data, "workspaces", ".*-*"))
+    for process in glob.glob("/proc/[0-9]*"):
+        try:
+            with open(f"{process}/mountinfo") as mounts, open(f"{process}/cgroup") as cgroups:
+                if f"{data}/" in mounts.read() or f"/sandhaus/{instance}" in cgroups.read():
+                    found.append(process)
+        except OSError:
+            pass  # The process ended while it was looked at.
+    return found
