@@ -2,12 +2,14 @@
 //!
 //! - [`arch`]: who may depend on whom, and what the sources of a crate may name;
 //! - [`openapi`]: the committed description of the HTTP API;
+//! - [`configuration`]: the committed JSON schema and the guide's table of configuration keys;
 //! - [`suite`]: everything CI runs, counted, and closed with one line;
 //! - `bench`: the side-by-side benchmark of `benches/`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks on its streams")]
 
 mod arch;
+mod configuration;
 mod lexer;
 mod openapi;
 mod source;
@@ -39,6 +41,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write docs/config.schema.json and the table of docs/guides/configuration.md from the running binary.
+    Configuration {
+        /// Compare with the committed files instead of writing them.
+        #[arg(long)]
+        check: bool,
+    },
     /// Run the checks: formatting, lints, architecture, OpenAPI, dependencies.
     Ci,
     /// Run the checks and every test suite, and close with one line of counts.
@@ -59,6 +67,8 @@ fn main() -> ExitCode {
         Task::Arch => arch::run(),
         Task::Openapi { check: true } => openapi::check(),
         Task::Openapi { check: false } => openapi::write(),
+        Task::Configuration { check: true } => configuration::check(),
+        Task::Configuration { check: false } => configuration::write(),
         Task::Ci => suite::checks(),
         Task::Test { only } => suite::everything(only.as_deref()),
         Task::Bench { arguments } => bench(&arguments),
@@ -90,6 +100,22 @@ fn target_dir() -> PathBuf {
         Some(dir) => root().join(dir),
         None => root().join("target"),
     }
+}
+
+/// What the binary prints on standard output, which is built first.
+fn said(arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
+    let built = cargo().args(["build", "--package", "sandhaus"]).status().context("start cargo")?;
+    ensure!(built.success(), "the binary does not build");
+    let output = Command::new(target_dir().join("debug/sandhaus"))
+        .args(arguments)
+        .output()
+        .context("start the binary")?;
+    ensure!(
+        output.status.success(),
+        "{arguments:?} of the binary failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output.stdout)
 }
 
 fn bench(arguments: &[String]) -> anyhow::Result<()> {

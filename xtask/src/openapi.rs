@@ -1,10 +1,10 @@
 //! The committed description of the HTTP API, as the built binary gives it.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 
-use crate::{cargo, root, target_dir};
+use crate::{root, said};
 
 fn committed() -> PathBuf {
     root().join("docs/openapi.json")
@@ -32,18 +32,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
 
 /// The document, in one stable form: keys as the binary orders them, indented, one final newline.
 fn described() -> anyhow::Result<String> {
-    let built = cargo().args(["build", "--package", "sandhaus"]).status().context("start cargo")?;
-    ensure!(built.success(), "the binary does not build");
-    let said = Command::new(target_dir().join("debug/sandhaus"))
-        .arg("__openapi")
-        .output()
-        .context("start the binary")?;
-    ensure!(
-        said.status.success(),
-        "the binary gave no description: {}",
-        String::from_utf8_lossy(&said.stderr)
-    );
     let document: serde_json::Value =
-        serde_json::from_slice(&said.stdout).context("read the description as JSON")?;
+        serde_json::from_slice(&said(&["__openapi"])?).context("read the description as JSON")?;
     Ok(serde_json::to_string_pretty(&document)? + "\n")
 }

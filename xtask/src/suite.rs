@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{arch, cargo, openapi, root, target_dir};
+use crate::{arch, cargo, configuration, openapi, root, target_dir};
 
 /// Environment variable with the file to which tests append what they skipped.
 const SKIPS: &str = "SANDHAUS_TEST_SKIPS";
@@ -159,6 +159,7 @@ impl Report {
             with_tool(cargo().args(["deny", "--version"]), &mut deny, "cargo-deny is not installed")
         });
         self.check("openapi", || openapi::check().map(|()| Verdict::Passed));
+        self.check("configuration", || configuration::check().map(|()| Verdict::Passed));
     }
 
     fn check(&mut self, name: &str, work: impl FnOnce() -> anyhow::Result<Verdict>) {

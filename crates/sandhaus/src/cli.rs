@@ -35,7 +35,14 @@ pub(crate) struct Cli {
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Configuration file [default: ./sandhaus.yaml, else /etc/sandhaus/sandhaus.yaml]
-    #[arg(long, global = true, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "SANDHAUS_CONFIG",
+        hide_env_values = true,
+        value_hint = clap::ValueHint::FilePath
+    )]
     pub(crate) config: Option<PathBuf>,
     /// Data directory [default: /var/lib/sandhaus]
     #[arg(long, global = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
@@ -360,6 +367,12 @@ pub(crate) enum ConfigCommand {
         /// How to print
         #[arg(short, long, value_enum, default_value_t = ConfigOutput::Table, value_name = "FORMAT")]
         output: ConfigOutput,
+    },
+    /// Print one effective value by itself, also that of a secret
+    Get {
+        /// Name of the key, such as api_key or defaults.cpu_limit
+        #[arg(value_name = "KEY")]
+        key: String,
     },
     /// Check a configuration file and name everything wrong with it
     Check {

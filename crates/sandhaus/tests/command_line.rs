@@ -30,15 +30,20 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn usage_errors_end_with_2_and_our_own_failures_of_run_with_125() {
     let dir = tempfile::tempdir().unwrap();
-    for arguments in [&["run"][..], &["run", "--pids", "0", "--", "true"], &["frobnicate"], &["cp", "a"], &[]]
-    {
+    for arguments in [
+        &["run", "--pids", "0", "--", "true"][..],
+        &["run", "--network", "tunnel", "--", "true"],
+        &["frobnicate"],
+        &["cp", "a"],
+        &[],
+    ] {
         assert_eq!(run(dir.path(), arguments).status.code(), Some(2), "{arguments:?}");
     }
-    let refused = run(dir.path(), &["run", "--network", "bridge", "--", "true"]);
+    let refused = run(dir.path(), &["run", "--keep", "--", "true"]);
     assert_eq!(refused.status.code(), Some(125));
     insta::assert_snapshot!(stderr(&refused), @r#"
-    error: network policy "bridge" is not supported
-    hint: use --network none: a loopback interface of its own and nothing else
+    error: --keep needs a server: without one the sandbox ends with this process
+    hint: start one with `sandhaus serve` and run this again
     "#);
     let refused = run(dir.path(), &["ps", "--host", "http://127.0.0.1:1"]);
     assert_eq!(refused.status.code(), Some(1));
@@ -131,7 +136,7 @@ fn removal_tells_of_each_id() {
 #[test]
 fn colours_only_on_a_terminal() {
     let dir = tempfile::tempdir().unwrap();
-    let output = run(dir.path(), &["run", "--network", "host", "--", "true"]);
+    let output = run(dir.path(), &["run", "--keep", "--", "true"]);
     assert!(!output.stderr.contains(&0x1b));
 }
 
@@ -189,13 +194,20 @@ fn init_makes_a_private_configuration_that_passes_every_check() {
     let key = written.lines().find_map(|line| line.strip_prefix("api_key: ")).unwrap();
     assert!(key.starts_with("sk-") && key.len() == 51, "{key}");
     assert!(!said.contains(key), "the key is shown");
-    let shown = written.replace(key, "KEY").replace(dir.path().to_str().unwrap(), "DIR");
-    insta::assert_snapshot!("init_file", shown);
+    // What is not set stands there as a comment, and means what it says without the mark.
+    let uncommented = dir.path().join("uncommented.yaml");
+    let is_prose = |line: &str| {
+        line.trim_start().strip_prefix("# ").is_some_and(|text| text.starts_with(char::is_uppercase))
+    };
+    let lines = written.lines().filter(|line| !is_prose(line)).map(|line| line.replacen("# ", "", 1));
+    fs_err::write(&uncommented, lines.collect::<Vec<_>>().join("\n")).unwrap();
 
     let named = ["--config", file.to_str().unwrap()];
     let data = dir.path().join("data");
     let run = |arguments: &[&str]| sandhaus(&data).args(named).args(arguments).output().unwrap();
     let checked = run(&["config", "check", "--strict", file.to_str().unwrap()]);
+    assert!(checked.status.success(), "{}", stderr(&checked));
+    let checked = run(&["config", "check", "--strict", uncommented.to_str().unwrap()]);
     assert!(checked.status.success(), "{}", stderr(&checked));
     // A second one is refused, and with --force it has another key.
     let again = run(&["init"]);
@@ -238,6 +250,16 @@ fn the_effective_configuration_is_shown_with_its_sources() {
     assert_eq!(json["defaults.pids_limit"]["from"], "SANDKASTEN_PIDS_LIMIT");
     assert_eq!(json["api_key"]["value"], "set");
     // What is shown as a file is one.
+    let get = |key: &str| {
+        let arguments = ["--config", file.to_str().unwrap(), "config", "get", key];
+        run(Path::new("/data"), &arguments)
+    };
+    assert_eq!(stdout(&get("api_key")), "hunter2hunter2\n");
+    assert_eq!(stdout(&get("defaults.cpu_limit")), "0.5\n");
+    assert_eq!(stdout(&get("allowed_images")), "[]\n");
+    let unknown = get("cpu_limit");
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("did you mean defaults.cpu_limit?"), "{}", stderr(&unknown));
     let yaml = show("yaml");
     let copy = dir.path().join("copy.yaml");
     fs_err::write(&copy, &yaml).unwrap();

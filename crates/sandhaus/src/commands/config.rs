@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    advice::{print_error, print_warning},
+    advice::{Advice, print_error, print_warning},
     cli::{ConfigArguments, ConfigCommand, ConfigOutput},
     config::{self, Key, Loaded, Origin, effective},
     output::{Table, print, print_json, visible},
@@ -14,14 +14,36 @@ use crate::{
 
 /// Shows the effective configuration.
 pub(crate) fn config(arguments: &ConfigArguments, loaded: &Loaded) -> Result<ExitCode> {
-    let ConfigCommand::Show { output } = &arguments.command else {
-        unreachable!("what needs no configuration is done before one is read")
+    let output = match &arguments.command {
+        ConfigCommand::Show { output } => output,
+        ConfigCommand::Get { key } => return get(loaded, key),
+        _ => unreachable!("what needs no configuration is done before one is read"),
     };
     match output {
         ConfigOutput::Table => print(&table(loaded))?,
         ConfigOutput::Json => print_json(&json(loaded))?,
         ConfigOutput::Yaml => print(&yaml(loaded)?)?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints one value, for scripts: a secret as well, since it was asked for by name.
+fn get(loaded: &Loaded, name: &str) -> Result<ExitCode> {
+    let Some(key) = config::find(name).filter(|key| key.ignored.is_none()) else {
+        let meant = config::nearest(name).map_or_else(
+            || "`sandhaus config keys` lists them".to_owned(),
+            |meant| format!("did you mean {meant}?"),
+        );
+        return Err(Advice::new(format!("there is no key {name:?}"), meant).into());
+    };
+    let value = match &loaded.config.api_key {
+        secret if key.is_secret() => secret.as_ref().map_or("", |secret| secret.reveal()).to_owned(),
+        _ => match key.shown(&loaded.config) {
+            Value::String(text) => text,
+            other => other.to_string(),
+        },
+    };
+    print(&format!("{value}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

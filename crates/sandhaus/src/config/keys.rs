@@ -33,7 +33,7 @@ const PIDS_MAX: u64 = 1 << 22;
 const CONNECTIONS_MAX: u64 = 1 << 16;
 
 /// Variables under our prefixes that are no keys.
-pub(super) const OTHER_VARIABLES: &[&str] = &["HOST", "LOG"];
+pub(super) const OTHER_VARIABLES: &[&str] = &["CONFIG", "HOST", "LOG"];
 
 /// How far a word may be from a known one and still count as a slip of the keyboard.
 const SLIPS_MAX: usize = 2;
@@ -118,7 +118,7 @@ pub(crate) fn effective() -> impl Iterator<Item = &'static Key> {
 }
 
 /// The key of this name.
-pub(super) fn find(name: &str) -> Option<&'static Key> {
+pub(crate) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
@@ -128,7 +128,7 @@ pub(super) fn is_group(word: &str) -> bool {
 }
 
 /// The key that was probably meant by a name that is none.
-pub(super) fn nearest(name: &str) -> Option<&'static str> {
+pub(crate) fn nearest(name: &str) -> Option<&'static str> {
     // Within its group first, then by its own name in another group, where it may have been put by mistake.
     let own = |key: &'static str| key.rsplit('.').next().unwrap_or(key);
     nearest_of(name, KEYS.iter().map(|key| (key.name, key.name)))

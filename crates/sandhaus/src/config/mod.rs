@@ -34,7 +34,7 @@ mod keys;
 mod value;
 
 pub(crate) use describe::{guide_table, schema};
-pub(crate) use keys::{KEYS, Key, effective};
+pub(crate) use keys::{KEYS, Key, effective, find, nearest};
 
 use value::Raw;
 
@@ -185,7 +185,7 @@ impl Loaded {
 
     /// A flag sets a key as the file would.
     pub(crate) fn set_by_flag(&mut self, key: &str, flag: &'static str, value: &str) -> Result<()> {
-        let key = keys::find(key).expect("a flag names a key of the table");
+        let key = find(key).expect("a flag names a key of the table");
         key.set(&mut self.config, &Raw::text(key, value))
             .map_err(|problem| malformed(key, &format!("{value:?}"), flag, &problem))?;
         self.origins.insert(key.name, Origin::Flag(flag));
@@ -208,7 +208,7 @@ pub(crate) fn load(named: Option<&Path>) -> Result<Loaded> {
     let mut warnings = Vec::new();
     let path = match named {
         Some(path) => Some(path.to_owned()),
-        None => find(&mut warnings),
+        None => find_file(&mut warnings),
     };
     let file = path.map(|path| read_file(&path).map(|text| (path, text))).transpose()?;
     let mut loaded = match &file {
@@ -247,7 +247,7 @@ pub(crate) fn check(path: &Path) -> Result<(Vec<anyhow::Error>, Vec<String>)> {
 
 /// The first file of the search that may be trusted. One that another user could have left in the working directory is
 /// passed over: it could tell a server of root's where to write.
-fn find(warnings: &mut Vec<String>) -> Option<PathBuf> {
+fn find_file(warnings: &mut Vec<String>) -> Option<PathBuf> {
     SEARCH.iter().map(Path::new).find(|path| path.exists() && is_trusted(path, warnings)).map(Path::to_owned)
 }
 
@@ -319,8 +319,8 @@ fn combine(file: Option<(&str, &str)>, environment: &BTreeMap<String, OsString>)
 
 /// One line of a file: a key that is known is set, one that is not is named.
 fn apply_entry(loaded: &mut Loaded, entry: &file::Entry) -> Result<()> {
-    let Some(key) = keys::find(&entry.name) else {
-        let meant = keys::nearest(&entry.name).map_or(String::new(), |key| format!("; did you mean {key}?"));
+    let Some(key) = find(&entry.name) else {
+        let meant = nearest(&entry.name).map_or(String::new(), |key| format!("; did you mean {key}?"));
         loaded
             .warnings
             .push(format!("{}: key {} is not known and has no effect{meant}", entry.place, entry.name));

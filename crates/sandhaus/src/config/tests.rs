@@ -108,6 +108,7 @@ fn every_key_is_read_from_the_environment_under_both_names() {
         ("WORKSPACE_QUOTA_MB", "5"),
         ("DASHBOARD_ENABLED", "false"),
         ("DASHBOARD_SECURE_COOKIE", "true"),
+        ("INSECURE_REGISTRIES", "registry.example:5000, other"),
         ("CGROUP", "/system.slice/x.service"),
     ];
     let effective = KEYS.iter().filter(|key| key.ignored.is_none()).count();
@@ -208,7 +209,7 @@ fn every_value_has_its_origin() {
     )
     .unwrap();
     loaded.set_by_flag("data_dir", "--data-dir", "/d").unwrap();
-    let origin = |name: &str| loaded.origin(keys::find(name).unwrap()).clone();
+    let origin = |name: &str| loaded.origin(find(name).unwrap()).clone();
     assert_eq!(origin("session_ttl_seconds"), Origin::File("test.yaml:1".to_owned()));
     assert_eq!(origin("defaults.pids_limit"), Origin::Environment("SANDKASTEN_PIDS_LIMIT".to_owned()));
     assert_eq!(origin("data_dir"), Origin::Flag("--data-dir"));
