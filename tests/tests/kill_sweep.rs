@@ -33,6 +33,9 @@ const WORKERS: usize = 4;
 /// The workspace of the cases that show one.
 const WORKSPACE: &str = "swept";
 
+/// Configuration of the server that dies in a claim; the next one keeps no pool, so nothing of it may be left.
+const POOL: &str = "pool: {enabled: true, images: {host: 1}}\n";
+
 /// A point, and who dies there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Case {
@@ -56,6 +59,11 @@ impl Case {
     /// Every step of a start is passed with a workspace too, by one of its victims.
     fn shows_workspace(&self) -> bool {
         self.point.contains("workspace") || self.point.starts_with("start.") || self.victim == "both"
+    }
+
+    /// The point lies in the claim of a sandbox that waits in the pool.
+    fn claims(&self) -> bool {
+        self.point.starts_with("pool.")
     }
 
     /// Workspaces with a quota have the most that could be left: a file system, a mount and a device.
@@ -129,7 +137,7 @@ enum Hit {
 fn sweep(case: &Case, dir: &DataDir) -> Hit {
     let armed = Options {
         env: vec![("SANDHAUS_FAULT".to_owned(), format!("{}={}", case.point, case.victim))],
-        config: case.config(),
+        config: if case.claims() { Some(POOL.to_owned()) } else { case.config() },
     };
     let mut hit = Hit::Missed;
     match Server::try_start(dir, &armed) {
@@ -172,7 +180,14 @@ fn live(http: &Http, case: &Case) -> Result<(), String> {
         }
         Ok(answer.json())
     };
-    let asked = if case.shows_workspace() { json!({"workspace_id": WORKSPACE}) } else { json!({}) };
+    let asked = match (case.shows_workspace(), case.claims()) {
+        (true, _) => json!({"workspace_id": WORKSPACE}),
+        (false, true) => json!({"env": {"CLAIMED": "whole"}}),
+        (false, false) => json!({}),
+    };
+    if case.claims() {
+        step("POST", "/v1/pool/fill", json!({}))?;
+    }
     let created = step("POST", "/v1/sessions", asked)?;
     let route = format!("/v1/sessions/{}", created["id"].as_str().unwrap_or_default());
     step("POST", &format!("{route}/exec"), json!({"cmd": "echo kept > /workspace/kept; sleep 1000 & true"}))?;
@@ -219,6 +234,7 @@ fn settle_again(dir: &DataDir, case: &Case) {
             !matches!(status.as_str(), "starting" | "stopping" | "destroying")
         });
         match status.as_str() {
+            "running" if case.claims() => assert_eq!(session.output("echo $CLAIMED"), "whole", "{case:?}"),
             "running" => assert_eq!(session.output("echo usable"), "usable", "{case:?}"),
             "stopped" | "paused" => {
                 let verb = if status == "paused" { "/resume" } else { "/start" };
@@ -227,7 +243,7 @@ fn settle_again(dir: &DataDir, case: &Case) {
             }
             // It could not be started or ended by itself: it can be deleted.
             "crashed" => {}
-            "gone" | "destroyed" | "expired" => continue,
+            "gone" | "destroyed" | "expired" | "pool_idle" => continue,
             other => panic!("{case:?}: a session is {other}"),
         }
         session.delete();

@@ -301,6 +301,21 @@ impl Client {
         Ok(Download { body: successful(response).await?.into_body() })
     }
 
+    /// The sandboxes that are kept ready.
+    pub async fn pool(&self) -> Result<PoolInfo> {
+        self.call(Method::GET, "/v1/pool", None::<&()>).await
+    }
+
+    /// Empties the pool and keeps it empty.
+    pub async fn drain_pool(&self) -> Result<PoolInfo> {
+        self.call(Method::POST, "/v1/pool/drain", None::<&()>).await
+    }
+
+    /// Fills the pool and keeps it filled.
+    pub async fn fill_pool(&self) -> Result<PoolInfo> {
+        self.call(Method::POST, "/v1/pool/fill", None::<&()>).await
+    }
+
     /// Images by name.
     pub async fn images(&self) -> Result<Vec<ImageInfo>> {
         let list: ImageList = self.call(Method::GET, "/v1/images", None::<&()>).await?;

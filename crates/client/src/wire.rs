@@ -600,6 +600,43 @@ pub struct TagImage {
     pub tag: String,
 }
 
+/// `GET /v1/pool`: the sandboxes that are kept ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct PoolInfo {
+    /// `off`: none is kept; `filled`: as many as wanted are; `drained`: none until somebody asks for it.
+    pub state: String,
+    /// One entry per image of the configuration, by name.
+    pub images: Vec<PoolImageInfo>,
+}
+
+/// The pool of one image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct PoolImageInfo {
+    /// Its name.
+    pub image: String,
+    /// What it stands for now; empty while there is no such image.
+    #[serde(default)]
+    pub digest: String,
+    /// How many are to wait.
+    pub wanted: usize,
+    /// How many wait.
+    pub idle: usize,
+    /// How many are being made.
+    #[serde(default)]
+    pub warming: usize,
+    /// Requests that were served from it since the server started.
+    #[serde(default)]
+    pub hits: u64,
+    /// Requests that found it empty since the server started.
+    #[serde(default)]
+    pub misses: u64,
+    /// Why there are fewer than wanted, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// `GET /v1/workspaces`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(ToSchema))]

@@ -266,7 +266,7 @@ async fn metrics(State(edge): State<Arc<Edge>>) -> ApiResult<Response<Body>> {
         .list(ListFilter::default())
         .await
         .map_err(|error| ApiError::of(Subject::Session, error))?;
-    let mut response = Response::new(Body::from(edge.metrics.render(&live)));
+    let mut response = Response::new(Body::from(edge.metrics.render(&live, &edge.service.pool())));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)

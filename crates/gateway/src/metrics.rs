@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use metrics::{counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use sandhaus_sandbox::{Phase, SandboxView};
+use sandhaus_sandbox::{Phase, SandboxView, pool::PoolStatus};
 
 /// Upper bounds of the duration histograms, in seconds.
 const BUCKETS: &[f64] = &[
@@ -88,17 +88,32 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
-    /// Everything, with the sandboxes that live now.
-    pub(crate) fn render(&self, live: &[SandboxView]) -> String {
+    /// Everything, with the sandboxes that live now and those that wait in the pool.
+    pub(crate) fn render(&self, live: &[SandboxView], pool: &PoolStatus) -> String {
         with_local_recorder(&self.recorder, || {
             for phase in PHASES {
-                let count = live.iter().filter(|view| view.status.phase == phase).count();
-                let count = u32::try_from(count).unwrap_or(u32::MAX);
-                gauge!("sandhaus_sandboxes", "phase" => phase_name(phase)).set(f64::from(count));
+                let owned = live.iter().filter(|view| view.status.phase == phase && !view.is_idle());
+                gauge!("sandhaus_sandboxes", "phase" => phase_name(phase)).set(number(owned.count()));
+            }
+            for image in &pool.images {
+                let name = image.image.to_string();
+                let states = [("idle", image.idle), ("warming", image.warming), ("wanted", image.wanted)];
+                for (state, count) in states {
+                    gauge!("sandhaus_pool_sandboxes", "image" => name.clone(), "state" => state)
+                        .set(number(count));
+                }
+                for (outcome, count) in [("hit", image.hits), ("miss", image.misses)] {
+                    counter!("sandhaus_pool_requests_total", "image" => name.clone(), "outcome" => outcome)
+                        .absolute(count);
+                }
             }
         });
         self.handle.render()
     }
+}
+
+fn number(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 fn phase_name(phase: Phase) -> &'static str {

@@ -7,9 +7,11 @@ use clap_complete::Shell;
 use sandhaus_sandbox::WorkspaceId;
 
 mod image;
+mod pool;
 mod workspace;
 
 pub(crate) use image::{ImageArguments, ImageCommand, ImportArguments, PullArguments};
+pub(crate) use pool::{PoolArguments, PoolCommand};
 pub(crate) use workspace::{Place, WorkspaceArguments, WorkspaceCommand, WorkspaceFile};
 
 use crate::{
@@ -80,6 +82,8 @@ pub(crate) enum Command {
     Inspect(InspectArguments),
     /// Manage images
     Image(ImageArguments),
+    /// Show, fill and drain the sandboxes that a server keeps ready
+    Pool(PoolArguments),
     /// Manage workspaces of a server, and copy files into and out of them
     Workspace(WorkspaceArguments),
     /// Check whether this host can run sandboxes

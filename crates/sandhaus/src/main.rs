@@ -189,6 +189,7 @@ async fn dispatch(
         Command::Rm(arguments) => commands::rm::rm(arguments, config, called_as).await,
         Command::Inspect(arguments) => commands::inspect::inspect(arguments, config).await,
         Command::Image(arguments) => commands::image::image(arguments, config, quiet).await,
+        Command::Pool(arguments) => commands::pool::pool(arguments, config).await,
         Command::Workspace(arguments) => commands::workspace::workspace(arguments, config).await,
         Command::Doctor(arguments) => commands::doctor::doctor(arguments, config, called_as),
         Command::Config(arguments) => commands::config::config(arguments, loaded),

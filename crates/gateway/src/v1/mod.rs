@@ -25,6 +25,7 @@ mod files;
 mod images;
 mod inside;
 mod json;
+mod pool;
 mod sessions;
 mod stats;
 mod stream;
@@ -62,6 +63,9 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(images::pull))
         .routes(routes!(images::prune))
         .routes(routes!(images::tag))
+        .routes(routes!(pool::get))
+        .routes(routes!(pool::drain))
+        .routes(routes!(pool::fill))
         .routes(routes!(workspaces::list))
         .routes(routes!(workspaces::remove))
         .routes(routes!(workspaces::write))

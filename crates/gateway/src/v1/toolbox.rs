@@ -10,13 +10,13 @@ use axum::{
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use sandhaus_client::wire::ErrorBody;
-use sandhaus_sandbox::toolbox::Toolbox;
+use sandhaus_sandbox::{Kind, toolbox::Toolbox};
 
 use super::{SessionPath, exec::note_use, sessions::session_error};
 use crate::{
     body::forward,
     edge::{Edge, REQUEST_ID},
-    error::{ApiError, ApiResult},
+    error::{ApiError, ApiResult, Subject},
 };
 
 /// Headers that belong to one connection, never to what is behind it.
@@ -59,6 +59,10 @@ pub(super) async fn proxy(
     };
     note_use(&edge, &id).await;
     let uri = inner_uri(request.uri())?;
+    if uri.path() == sandhaus_protocol::hello::PATH {
+        let message = "the greeting is for the server alone";
+        return Err(ApiError::new(Kind::Forbidden, Subject::Request, message));
+    }
     let wanted = upgrade_name(request.headers());
     let near = wanted.is_some().then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();

@@ -10,6 +10,7 @@ pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod pool;
 pub(crate) mod ps;
 pub(crate) mod rm;
 pub(crate) mod run;
