@@ -5,3 +5,4 @@ mod kill_sweep;
 mod life;
 mod limits;
 mod support;
+mod workspace;
