@@ -39,6 +39,7 @@ pub(crate) async fn serve(
 ) -> Result<ExitCode> {
     config::check_exposure(config)?;
     crate::process::raise_open_files_limit();
+    crate::process::reset_file_mask();
     let mut signals = Signals::listen()?;
 
     let instance = Instance::acquire(&config.data_dir)
