@@ -32,6 +32,9 @@ until_true() {
     done
 }
 
+# The server's key, if it wants one.
+key=
+
 # METHOD PATH [BODY]: leaves the reply's status in $status and its body in $reply.
 request() {
     local body=${3-} response
@@ -39,6 +42,7 @@ request() {
     # The outer braces take what the shell itself says where nobody listens.
     response=$({ {
         printf '%s %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n' "$1" "$2" >&9
+        printf '%s' "${key:+Authorization: Bearer $key$'\r\n'}" >&9
         printf 'Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' "${#body}" "$body" >&9
         cat <&9
     } 9<>/dev/tcp/127.0.0.1/8080; } 2>/dev/null) || return

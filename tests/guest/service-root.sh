@@ -42,6 +42,30 @@ echo guest >"$root/etc/hostname"
 echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
 ldconfig -r "$root"
 
+# The container's image, with the layout of the Dockerfile; its files are those of the guest, kept once.
+image_root=$root/srv/image
+mkdir -p "$image_root"/{dev,etc,proc,root,run,sys,tmp,var/lib/sandhaus}
+cp -al "$root/usr" "$image_root/usr"
+for name in bin sbin lib lib64; do
+    ln -s "usr/$name" "$image_root/$name"
+done
+cp "$root"/etc/{passwd,group,nsswitch.conf,hosts} "$image_root/etc/"
+install -D -m 755 -t "$image_root/usr/local/lib/sandhaus" "$checkout"/packaging/docker/{entrypoint,healthcheck}
+
+# KEY: the items of one of the lists in the compose file's service.
+compose() {
+    awk -v key="    $1:" '$0 == key { inside = 1; next } /^    [a-z]/ { inside = 0 } inside && $1 == "-" { print $2 }' \
+        "$checkout/packaging/docker/compose.yaml"
+}
+{
+    compose cap_drop | sed 's/^/--cap-drop=/'
+    compose cap_add | sed 's/^/--cap-add=/'
+    compose tmpfs | sed 's/^/--tmpfs=/'
+    # What podman calls the same. The guest's kernel has no AppArmor.
+    compose security_opt | sed -n 's,^systempaths=unconfined$,--security-opt=unmask=/proc/*:/sys/firmware:/sys/dev/block,p'
+    sed -n 's/^    cgroup: /--cgroupns=/p; s/^    pids_limit: /--pids-limit=/p' "$checkout/packaging/docker/compose.yaml"
+} >"$root/usr/share/container-options"
+
 units=$root/etc/systemd/system
 cp "$checkout"/packaging/systemd/*.service "$units/"
 cp "$here/sandhaus.yaml" "$root/etc/sandhaus/sandhaus.yaml"

@@ -25,6 +25,8 @@ const BINARY: &str = "SANDHAUS_BIN";
 const SHELL_SCRIPTS: &[&str] = &[
     "x",
     ".ci/run",
+    "packaging/docker/entrypoint",
+    "packaging/docker/healthcheck",
     "tests/python/run",
     "tests/guest/asking.sh",
     "tests/guest/checks.sh",
