@@ -173,9 +173,7 @@ fn verdict(level: Level, number: u32) -> Verdict {
     let is = |calls: &[libc::c_long]| calls.contains(&libc::c_long::from(number));
     if number > NEWEST || UNASSIGNED.contains(&number) || is(ABSENT) {
         Verdict::Refuse(libc::ENOSYS)
-    } else if is(REFUSED) {
-        Verdict::Refuse(libc::EPERM)
-    } else if level == Level::Strict && is(NESTING) {
+    } else if is(REFUSED) || level == Level::Strict && is(NESTING) {
         Verdict::Refuse(libc::EPERM)
     } else if is(&[libc::SYS_clone]) {
         Verdict::Flags(match level {
