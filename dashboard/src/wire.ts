@@ -84,6 +84,14 @@ export interface Image {
   size_bytes: number;
 }
 
+/** Event `progress` of a pull. */
+export interface PullProgress {
+  done_bytes: number;
+  total_bytes: number;
+  layers_done: number;
+  layers: number;
+}
+
 export interface Workspace {
   id: string;
   created_at?: string;

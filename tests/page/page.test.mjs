@@ -1,10 +1,12 @@
 // The page in a real browser, against a real server with live sandboxes.
 
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import test, { after, afterEach, before } from "node:test";
 import { chromium } from "playwright-core";
+import { registry } from "./registry.mjs";
 import { Server } from "./server.mjs";
 
 const KEY = "sk-page-0123456789abcdef";
@@ -191,7 +193,7 @@ test("files_go_in_and_come_out_unchanged", async () => {
     { name: "empty.txt", mimeType: "text/plain", buffer: Buffer.alloc(0) },
   ]);
   await page.getByRole("row", { name: /binary\.bin/ }).waitFor();
-  assert.equal((await server.exec(id, "sha256sum <data/binary.bin")).slice(0, 64), await digest(content));
+  assert.equal((await server.exec(id, "sha256sum <data/binary.bin")).slice(0, 64), createHash("sha256").update(content).digest("hex"));
   assert.equal(await server.exec(id, "stat -c %s data/empty.txt"), "0\n");
   const coming = page.waitForEvent("download");
   await page.getByRole("link", { name: "Download binary.bin" }).click();
@@ -206,10 +208,6 @@ test("files_go_in_and_come_out_unchanged", async () => {
   await button("/workspace").click();
   await button("data").waitFor();
 });
-
-async function digest(content) {
-  return Buffer.from(await crypto.subtle.digest("SHA-256", content)).toString("hex");
-}
 
 test("dropped_folders_are_uploaded_whole", async () => {
   const [{ id }] = await server.call("GET", "/v1/sessions");
@@ -357,6 +355,27 @@ test("images_are_listed", async () => {
   await heading(/Images/).waitFor();
   await page.getByRole("row", { name: /^host / }).waitFor();
   await accessible("images");
+});
+
+test("images_are_pulled_with_progress_and_removed", async () => {
+  const { reference, release, close } = await registry();
+  await button("Pull image").click();
+  const dialog = page.getByRole("dialog", { name: "Pull an image" });
+  await dialog.getByLabel("Image in its registry").fill("127.0.0.1:1/nothing");
+  await button("Pull").click();
+  await dialog.getByRole("alert").getByText(/./).waitFor();
+  await dialog.getByLabel("Image in its registry").fill(reference);
+  await button("Pull").click();
+  await dialog.getByText(/0 of 1 layers, \d+ KiB of \d+ KiB/).waitFor();
+  await accessible("a pull");
+  release();
+  await page.getByText("tiny pulled").waitFor();
+  const row = page.getByRole("row", { name: /^tiny / });
+  await row.getByRole("button", { name: "Remove tiny" }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Remove" }).click();
+  await page.getByText("tiny removed").waitFor();
+  await row.waitFor({ state: "detached" });
+  close();
 });
 
 test("workspaces_are_browsed_and_deleted", async () => {

@@ -59,7 +59,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let mut found = graph()?.violations();
     let sources = source::read_all(&root())?;
     found.extend(sources.iter().flat_map(source::violations));
-    found.extend(weaknesses::violations(&sources, &source::read_folder(&root(), "tests/python", "py")?));
+    let python = source::read_folder(&root(), "tests/python", "py")?;
+    let browser = source::read_folder(&root(), "tests/page", "mjs")?;
+    found.extend(weaknesses::violations(&sources, &python, &browser));
     for violation in &found {
         eprintln!("arch: {violation}");
     }

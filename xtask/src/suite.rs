@@ -27,6 +27,7 @@ const SHELL_SCRIPTS: &[&str] = &[
     ".ci/run",
     "packaging/docker/entrypoint",
     "packaging/docker/healthcheck",
+    "tests/page/run",
     "tests/python/run",
     "tests/guest/asking.sh",
     "tests/guest/checks.sh",
@@ -92,6 +93,9 @@ pub(crate) fn everything(only: Option<&str>) -> anyhow::Result<()> {
     }
     if wanted("python") && python.exists() {
         report.tests("python client", &mut Command::new(python));
+    }
+    if wanted("page") {
+        report.tests("web page", &mut Command::new(root().join("tests/page/run")));
     }
     report.close()
 }

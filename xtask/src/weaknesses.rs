@@ -1,4 +1,5 @@
-//! Every weakness of the older tool has a test named after it: `wNN_…` in Rust, `test_wNN_…` in Python.
+//! Every weakness of the older tool has a test named after it: `wNN_…` in Rust and in the browser's tests,
+//! `test_wNN_…` in Python.
 
 use std::collections::BTreeSet;
 
@@ -14,9 +15,10 @@ const WEAKNESSES: u32 = 37;
 const ATTRIBUTE_TOKENS_MAX: usize = 24;
 
 /// The numbers for which no test is named, as sentences.
-pub(crate) fn violations(rust: &[Source], python: &[Source]) -> Vec<String> {
+pub(crate) fn violations(rust: &[Source], python: &[Source], browser: &[Source]) -> Vec<String> {
     let mut shown: BTreeSet<u32> = rust.iter().flat_map(|source| in_rust(&source.text)).collect();
     shown.extend(python.iter().flat_map(|source| in_python(&source.text)));
+    shown.extend(browser.iter().flat_map(|source| in_browser(&source.text)));
     (1..=WEAKNESSES)
         .filter(|number| !shown.contains(number))
         .map(|number| format!("no test is named after weakness {number}: w{number:02}_…"))
@@ -52,6 +54,12 @@ fn in_python(text: &str) -> Vec<u32> {
     text.lines().filter_map(named).collect()
 }
 
+/// The same of a file of Node's test runner.
+fn in_browser(text: &str) -> Vec<u32> {
+    let named = |line: &str| number(line.strip_prefix("test(\"")?.split('"').next()?);
+    text.lines().filter_map(named).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,15 +89,19 @@ mod tests {
             in_python("def test_w31_a(server):\nasync def test_w32_b(client):\ndef w33_c():\n"),
             [31, 32]
         );
+        assert_eq!(in_browser("test(\"w32_a\", async () => {\n  test(\"w33_b\")\n// test(\"w34_c\")"), [32]);
     }
 
     #[test]
     fn what_has_no_test_is_named() {
         let all: String =
             (1..=WEAKNESSES).map(|number| format!("#[test] fn w{number:02}_x() {{}}\n")).collect();
-        assert_eq!(violations(&[source(&all)], &[]), Vec::<String>::new());
+        assert_eq!(violations(&[source(&all)], &[], &[]), Vec::<String>::new());
         let lacking = all.replace("w31_x", "other");
-        assert_eq!(violations(&[source(&lacking)], &[]), ["no test is named after weakness 31: w31_…"]);
-        assert_eq!(violations(&[source(&lacking)], &[source("def test_w31_x():")]), Vec::<String>::new());
+        assert_eq!(violations(&[source(&lacking)], &[], &[]), ["no test is named after weakness 31: w31_…"]);
+        let python = [source("def test_w31_x():")];
+        assert_eq!(violations(&[source(&lacking)], &python, &[]), Vec::<String>::new());
+        let browser = [source("test(\"w31_x\", () => {});")];
+        assert_eq!(violations(&[source(&lacking)], &[], &browser), Vec::<String>::new());
     }
 }

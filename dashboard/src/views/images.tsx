@@ -7,6 +7,7 @@ import { Button, Nothing, Trouble, Waiting } from "../ui/controls";
 import { confirm } from "../ui/dialog";
 import { failed, said } from "../ui/notice";
 import type { Image } from "../wire";
+import { PullDialog } from "./pull";
 
 /** Characters of a digest that tell images apart. */
 const DIGEST_CHARS = 19;
@@ -14,6 +15,7 @@ const DIGEST_CHARS = 19;
 export function ImagesView() {
   const [images, setImages] = useState<readonly Image[]>();
   const [trouble, setTrouble] = useState<string>();
+  const [pulling, setPulling] = useState(false);
   const look = (): void => {
     setTrouble(undefined);
     ask<{ images: Image[] }>("/v1/images").then(
@@ -43,16 +45,22 @@ export function ImagesView() {
         <h1>
           Images <span class="count">{images?.length ?? ""}</span>
         </h1>
-        <Button icon="refresh" onClick={look}>
-          Refresh
-        </Button>
+        <div class="head-actions">
+          <Button icon="refresh" onClick={look}>
+            Refresh
+          </Button>
+          <Button kind="primary" icon="download" onClick={() => setPulling(true)}>
+            Pull image
+          </Button>
+        </div>
       </div>
+      {pulling && <PullDialog onClose={() => setPulling(false)} onPulled={look} />}
       {trouble !== undefined && <Trouble again={look}>{trouble}</Trouble>}
       {trouble === undefined && !images && <Waiting label="Loading images" />}
       {images?.length === 0 && (
         <Nothing icon="image" title="No images">
           <p>
-            Add one on the server with <code>sandhaus image</code>.
+            Pull one from a registry, or add one on the server with <code>sandhaus image import</code>.
           </p>
         </Nothing>
       )}
