@@ -141,8 +141,8 @@ pub struct MachineSpec {
     pub warm_shell: bool,
     /// How system calls are filtered.
     pub seccomp: Seccomp,
-    /// Directory of the host shown at `/workspace` in place of the disk's own. Its ids are those of
-    /// [`crate::types::WORKSPACE_ID_BASE`].
+    /// Where the workspace lies that is shown at `/workspace` in place of the disk's own: [`crate::workspace::mount`] gives a
+    /// mount of it. Its ids are those of [`crate::types::WORKSPACE_ID_BASE`].
     pub workspace: Option<PathBuf>,
 }
 
