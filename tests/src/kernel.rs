@@ -15,7 +15,8 @@ use rustix::process::Signal;
 use crate::process::{self, Handle};
 
 /// What the instance keeps for itself beside its sandboxes' files: a mount point, disks to copy, and its log.
-const INSTANCE_FILES: &[&str] = &["machines/.stage", "disks/.templates", "run/sandhaus.log"];
+const INSTANCE_FILES: &[&str] =
+    &["machines/.stage", "machines/.forwarding", "disks/.templates", "run/sandhaus.log"];
 
 /// What exists of an instance. Two of these compare as sets.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub struct KernelObjects {
     pub host_mounts: BTreeSet<String>,
     /// Loop devices on files of the data directory.
     pub loop_devices: BTreeSet<String>,
-    /// Network interfaces of the host whose name carries an id of the instance.
+    /// Network interfaces of the calling thread's host that belong to a sandbox of the instance.
     pub interfaces: BTreeSet<String>,
     /// What lies in the data directory's folders for sandboxes.
     pub files: BTreeSet<PathBuf>,
@@ -183,12 +184,29 @@ fn loop_devices(data_dir: &Path) -> BTreeSet<String> {
         .collect()
 }
 
+/// Those that have been given to a sandbox bear its name; the others wait for one, as long as the server runs.
 fn interfaces(instance: &str) -> BTreeSet<String> {
-    entries(Path::new("/sys/class/net"))
-        .into_iter()
-        .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
-        .filter(|name| name.contains(instance))
-        .collect()
+    let of_a_sandbox =
+        |link: &&serde_json::Value| link["ifalias"].as_str().is_some_and(|alias| !alias.is_empty());
+    links(instance).iter().filter(of_a_sandbox).map(|link| link["ifname"].to_string()).collect()
+}
+
+fn links(instance: &str) -> Vec<serde_json::Value> {
+    let listed = std::process::Command::new("ip").args(["-j", "-d", "link", "show"]).output();
+    let listed = listed.expect("ip is installed").stdout;
+    let links: Vec<serde_json::Value> = serde_json::from_slice(&listed).unwrap_or_default();
+    let ours = |link: &serde_json::Value| link["ifname"].as_str().is_some_and(|name| name.contains(instance));
+    links.into_iter().filter(ours).collect()
+}
+
+/// What an instance has of the network of the calling thread's host, for sandboxes or for itself: interfaces and tables
+/// of filters.
+pub fn network_of(instance: &str) -> BTreeSet<String> {
+    let listed =
+        std::process::Command::new("nft").args(["list", "tables"]).output().expect("nft is installed");
+    let tables = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let tables = tables.lines().filter(|line| line.contains(instance)).map(str::to_owned);
+    tables.chain(links(instance).iter().map(|link| link["ifname"].to_string())).collect()
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

@@ -57,6 +57,11 @@ impl DataDir {
         Some(text.trim().to_owned())
     }
 
+    /// What this instance has of the host's network, for sandboxes or for its server.
+    pub fn network(&self) -> std::collections::BTreeSet<String> {
+        self.instance().map(|instance| kernel::network_of(&instance)).unwrap_or_default()
+    }
+
     /// Everything of this instance that exists now.
     pub fn objects(&self) -> KernelObjects {
         KernelObjects::of(self.path(), self.instance().as_deref())

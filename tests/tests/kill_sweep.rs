@@ -19,6 +19,7 @@ use sandhaus_client::wire::SessionInfo;
 use sandhaus_tests::{
     binary,
     http::Http,
+    network::Space,
     process::Handle,
     runnable,
     server::{DataDir, Options, Server},
@@ -96,6 +97,8 @@ fn a_death_at_any_step_leaves_nothing_behind() {
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
+                // A host of its own, without an uplink: sandboxes of this one are bridged.
+                Space::new().enter();
                 let mut dir = DataDir::new();
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let outcome =
@@ -200,7 +203,7 @@ fn live(http: &Http, case: &Case) -> Result<(), String> {
         step("DELETE", &format!("/v1/workspaces/{WORKSPACE}"), json!({}))?;
     }
     // A second one is deleted while it runs.
-    let created = step("POST", "/v1/sessions", json!({}))?;
+    let created = step("POST", "/v1/sessions", json!({"network": "bridge"}))?;
     let route = format!("/v1/sessions/{}", created["id"].as_str().unwrap_or_default());
     step("DELETE", &route, json!({}))?;
     Ok(())
@@ -268,4 +271,5 @@ fn settle_again(dir: &DataDir, case: &Case) {
     }
     let left = dir.objects();
     assert!(left.is_empty(), "{case:?}: after the end: {left:#?}\n{log}");
+    assert_eq!(dir.network(), BTreeSet::new(), "{case:?}: after the end");
 }

@@ -260,7 +260,12 @@ impl Inner {
         let disks = Disks::open(&config.data_dir)?;
         let known =
             machines.all().into_iter().filter_map(|name| network::attachment(&machines.directory(&name)));
-        let networks = Networks::open(&config.instance, config.network.clone(), known.collect())?;
+        let networks = Networks::open(
+            &config.instance,
+            config.network.clone(),
+            config.data_dir.join(FORWARDING),
+            known.collect(),
+        )?;
         let capabilities = Capabilities {
             guest_os: vec![GuestOs::Linux],
             freeze: true,
@@ -582,6 +587,9 @@ impl Inner {
         .await
     }
 }
+
+/// What is to be undone on the host when the last bridged machine is gone.
+const FORWARDING: &str = "machines/.forwarding";
 
 /// The directory on which the launcher mounts what only it sees.
 const STAGE: &str = "machines/.stage";

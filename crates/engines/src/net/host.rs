@@ -11,6 +11,7 @@ use std::{
 
 use sandhaus_sandbox::engine::{EngineError, EngineResult};
 
+use super::memory::Memory;
 use super::{
     Attachment, NetworkConfig,
     filter::{Common, Filter, Member, Router},
@@ -80,6 +81,8 @@ pub(super) struct Host {
     /// Making ahead failed; nobody tries again before somebody asks.
     tired: bool,
     members: BTreeMap<String, Member>,
+    /// Interfaces whose forwarding this instance turned on.
+    memory: Memory,
     table: Option<Table>,
     mender: Sender<Request>,
 }
@@ -115,7 +118,12 @@ fn host(what: &'static str) -> impl Fn(io::Error) -> EngineError {
 }
 
 impl Host {
-    pub(super) fn new(instance: &str, config: NetworkConfig, mender: Sender<Request>) -> EngineResult<Self> {
+    pub(super) fn new(
+        instance: &str,
+        config: NetworkConfig,
+        memory: Memory,
+        mender: Sender<Request>,
+    ) -> EngineResult<Self> {
         let mut random = [0; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| EngineError::host("draw addresses", error))?;
@@ -133,6 +141,7 @@ impl Host {
             connected_claims: 0,
             tired: false,
             members: BTreeMap::new(),
+            memory,
             table: None,
             mender,
         })
@@ -228,12 +237,10 @@ impl Host {
             };
             match filter.chains() {
                 Ok(chains) => {
-                    let forwarding: BTreeSet<u32> = chains
-                        .iter()
-                        .filter(|chain| filter.owns(chain))
-                        .filter_map(|chain| chain.forwarding())
-                        .collect();
-                    if chains.iter().any(|chain| filter.owns(chain)) {
+                    let own = || chains.iter().filter(|chain| filter.owns(chain));
+                    let mut forwarding = self.memory.read();
+                    forwarding.extend(own().filter_map(|chain| chain.forwarding()));
+                    if !forwarding.is_empty() || own().next().is_some() {
                         self.remove_table(&filter, &forwarding)?;
                     }
                     Ok(())
@@ -387,7 +394,9 @@ impl Host {
             );
         }
         let surroundings = self.look_around()?;
-        let known = chains.iter().filter_map(|chain| chain.forwarding()).collect();
+        // What this instance turned on, or another that may be gone before it.
+        let mut known = self.memory.read();
+        known.extend(chains.iter().filter_map(|chain| chain.forwarding()));
         let watch = Watch::start(&self.instance, &filter, self.mender.clone()).map_err(host(what))?;
         self.table = Some(Table {
             filter,
@@ -464,7 +473,8 @@ impl Host {
                 forwarding: &forwarding,
                 router: table.router,
             };
-            // First the rule that keeps the host from being everybody's router, then the switch.
+            // First what undoes it and the rule that keeps the host from being everybody's router, then the switch.
+            self.memory.write(&table.forwarding).map_err(host(what))?;
             table.filter.set_forwarding(&common, &unknown).map_err(host(what))?;
         }
         for index in fresh {
@@ -529,7 +539,8 @@ impl Host {
                 }
             }
         }
-        filter.remove().map_err(host(what))
+        filter.remove().map_err(host(what))?;
+        self.memory.clear().map_err(host(what))
     }
 }
 

@@ -20,6 +20,7 @@
 mod filter;
 mod host;
 mod inside;
+mod memory;
 mod netlink;
 mod policy;
 mod resolvers;

@@ -2,6 +2,7 @@
 //! When nobody asks for anything it makes namespaces ahead.
 
 use std::{
+    path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, Sender, SyncSender, TryRecvError},
@@ -13,7 +14,7 @@ use std::net::Ipv4Addr;
 
 use sandhaus_sandbox::engine::{EngineError, EngineResult};
 
-use super::{Attachment, Namespace, NetworkConfig, Reach, host::Host};
+use super::{Attachment, Namespace, NetworkConfig, Reach, host::Host, memory::Memory};
 
 /// A namespace with an address of its own.
 #[derive(Debug)]
@@ -53,13 +54,18 @@ pub(super) enum Request {
 
 impl Networks {
     /// Starts the thread in the network namespace of the caller. What `known` names is used by machines of earlier
-    /// servers, or was; everything else of the instance is removed.
-    pub(crate) fn open(instance: &str, config: NetworkConfig, known: Vec<Attachment>) -> EngineResult<Self> {
+    /// servers, or was; everything else of the instance is removed. `memory` is a file for what is to be undone.
+    pub(crate) fn open(
+        instance: &str,
+        config: NetworkConfig,
+        memory: PathBuf,
+        known: Vec<Attachment>,
+    ) -> EngineResult<Self> {
         let (requests, received) = mpsc::channel();
         let (instance, mender) = (instance.to_owned(), requests.clone());
         let thread = std::thread::Builder::new()
             .name("network".to_owned())
-            .spawn(move || serve(Host::new(&instance, config, mender), &known, &received))
+            .spawn(move || serve(Host::new(&instance, config, Memory::at(memory), mender), &known, &received))
             .map_err(|error| EngineError::host("start network thread", error))?;
         Ok(Self { requests, thread: Mutex::new(Some(thread)) })
     }

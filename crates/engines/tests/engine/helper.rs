@@ -64,7 +64,7 @@ async fn run(drive: Drive) -> ExitCode {
             pids: 64,
             disk_bytes: drive.disk_bytes,
         },
-        network: NetworkPolicy::None,
+        network: NetworkPolicy::Bridge,
         security: SecurityProfile::Strict,
         readonly_root: true,
         env: std::collections::BTreeMap::new(),

@@ -3,7 +3,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::support::{HELPER, Host, left_behind, sh};
+use crate::support::{HELPER, Host, leave_the_network, left_behind, sh};
 use sandhaus_engines::namespace::fault_points;
 use sandhaus_sandbox::{
     engine::{Engine, RunState},
@@ -62,6 +62,8 @@ async fn settle(host: &mut Host, id: &SandboxId, fault: &str) {
 
 #[tokio::test]
 async fn every_step_may_be_the_last() {
+    // Its machines are bridged.
+    leave_the_network();
     let mut host = Host::new().await;
     host.engine.shutdown().await.expect("shut down");
     let (whole, log) = drive(&host, &SandboxId::random(), None, 0);
@@ -85,6 +87,8 @@ async fn every_step_may_be_the_last() {
 
 #[tokio::test]
 async fn so_it_is_with_a_limited_disk() {
+    // Its machines are bridged.
+    leave_the_network();
     let mut host = Host::new().await;
     host.engine.shutdown().await.expect("shut down");
     let points = fault_points();

@@ -315,6 +315,26 @@ pub(crate) fn left_behind(directory: &Path, instance: &str) -> Vec<String> {
     left
 }
 
+/// Moves the calling thread, and whatever it starts, into a network namespace of its own, far from the host's.
+pub(crate) fn leave_the_network() {
+    use std::io::{BufRead as _, Write as _};
+    let mut holder = Command::new("unshare")
+        .args(["--net", "cat"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("unshare is installed");
+    // Once it answers, it is where it is to be.
+    let mut lines = std::io::BufReader::new(holder.stdout.take().expect("piped"));
+    let mut stdin = holder.stdin.take().expect("piped");
+    stdin.write_all(b"there\n").expect("it reads");
+    lines.read_line(&mut String::new()).expect("it answers");
+    let namespace = fs_err::File::open(format!("/proc/{}/ns/net", holder.id())).expect("it lives");
+    rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), None).expect("root may");
+    drop(stdin);
+    holder.wait().expect("it ends with its input");
+}
+
 /// All processes of the host.
 pub(crate) fn processes() -> Vec<u32> {
     let entries = fs_err::read_dir("/proc").expect("readable");
