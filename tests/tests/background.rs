@@ -217,7 +217,19 @@ fn the_older_tools_walkthrough() {
     );
     let imported =
         run("imgbuilder", &["import", "--name", "python", "--tar", tar.to_str().unwrap(), "-data-dir", data]);
-    assert_eq!(imported.code, 0, "{}", imported.stderr);
+    assert_eq!(
+        (imported.code, imported.stdout.as_str()),
+        (0, "Imported image: python\n"),
+        "{}",
+        imported.stderr
+    );
+    let images = run("imgbuilder", &["list", "-data-dir", data]).stdout;
+    assert!(images.starts_with("Images:\n") && images.contains("\n  - python (created: 2"), "{images}");
+    assert_eq!(
+        run("imgbuilder", &["validate", "-data-dir", data, "python"]).stdout,
+        "Image python is valid\n"
+    );
+    assert_eq!(run("imgbuilder", &["delete", "python", "-data-dir", data]).stdout, "Deleted image: python\n");
 
     assert_eq!(sandkasten(&["version"]).stdout.split(' ').next(), Some("sandkasten"));
     assert_eq!(sandkasten(&["help"]).code, 0);

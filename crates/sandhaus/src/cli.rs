@@ -230,6 +230,9 @@ pub(crate) struct InitArguments {
     /// Image of requests that name none [default: host, which needs no download]
     #[arg(long, value_name = "NAME")]
     pub(crate) default_image: Option<String>,
+    /// Also pull this image, such as python:3.12-slim
+    #[arg(long, value_name = "REFERENCE", conflicts_with = "skip_pull")]
+    pub(crate) pull: Option<String>,
     /// Replace a configuration that is there
     #[arg(long)]
     pub(crate) force: bool,

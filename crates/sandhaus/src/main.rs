@@ -133,7 +133,6 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Version => return commands::version::version(cli.called_as),
         Command::Man(arguments) => return commands::man::man(arguments),
-        Command::Init(arguments) => return commands::init::init(arguments, &cli.global, cli.called_as),
         Command::Completions(arguments) => return commands::completions::completions(arguments),
         Command::Config(ConfigArguments { command: ConfigCommand::Schema }) => {
             return commands::config::print_schema();
@@ -146,7 +145,11 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
         }
         _ => {}
     }
-    let loaded = settle_config(cli)?;
+    let loaded = match &cli.command {
+        // It makes the file that all others read.
+        Command::Init(arguments) => commands::init::settle(arguments, &cli.global)?,
+        _ => settle_config(cli)?,
+    };
     let mut background = None;
     if let Command::Serve(ServeArguments { detach: true, .. }) = &cli.command {
         match commands::serve::detach(&loaded.config)? {
@@ -188,14 +191,17 @@ async fn dispatch(
         Command::Logs(arguments) => commands::logs::logs(arguments, config, called_as).await,
         Command::Rm(arguments) => commands::rm::rm(arguments, config, called_as).await,
         Command::Inspect(arguments) => commands::inspect::inspect(arguments, config).await,
-        Command::Image(arguments) => commands::image::image(arguments, config, quiet).await,
+        Command::Image(arguments) => commands::image::image(arguments, config, quiet, called_as).await,
         Command::Pool(arguments) => commands::pool::pool(arguments, config).await,
         Command::Workspace(arguments) => commands::workspace::workspace(arguments, config).await,
         Command::Doctor(arguments) => commands::doctor::doctor(arguments, config, called_as),
         Command::Config(arguments) => commands::config::config(arguments, loaded),
         Command::Security(arguments) => commands::security::security(arguments, loaded, called_as),
         Command::Stop(arguments) => commands::stop::stop(arguments, config, quiet, called_as).await,
-        Command::Completions(_) | Command::Init(_) | Command::Man(_) | Command::Version => {
+        Command::Init(arguments) => {
+            commands::init::init(arguments, loaded, cli.global.config.as_deref(), quiet, called_as).await
+        }
+        Command::Completions(_) | Command::Man(_) | Command::Version => {
             unreachable!("handled before the runtime was made")
         }
     }

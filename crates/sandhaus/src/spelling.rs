@@ -60,13 +60,7 @@ pub(crate) fn settle(arguments: impl Iterator<Item = OsString>) -> (CalledAs, Ve
     let name = Path::new(&program).file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
     let (command, mut rest) = respell(arguments);
     match (name.as_str(), command) {
-        (IMGBUILDER, Some(command)) => {
-            if command == "import" {
-                rest = positional_import(rest);
-            }
-            rest.insert(0, "image".into());
-        }
-        (IMGBUILDER, None) => rest.insert(0, "image".into()),
+        (IMGBUILDER, _) => rest.insert(0, "image".into()),
         (SANDKASTEN, None) if !rest.iter().any(|word| ASKS.iter().any(|ask| word == ask)) => {
             rest.insert(0, "serve".into());
         }
@@ -132,26 +126,6 @@ fn old_flag(word: &str) -> Option<(String, Takes)> {
     })
 }
 
-/// `import --name N --tar F` becomes `import N F`.
-fn positional_import(words: Vec<OsString>) -> Vec<OsString> {
-    let mut found = [None, None];
-    let mut rest = Vec::new();
-    let mut words = words.into_iter();
-    while let Some(word) = words.next() {
-        let text = word.to_str().unwrap_or_default();
-        let slot = ["--name", "--tar"].iter().position(|flag| {
-            text.strip_prefix(flag).is_some_and(|value| value.is_empty() || value.starts_with('='))
-        });
-        match (slot, text.split_once('=')) {
-            (Some(slot), Some((_, value))) => found[slot] = Some(OsString::from(value)),
-            (Some(slot), None) => found[slot] = words.next(),
-            (None, _) => rest.push(word),
-        }
-    }
-    rest.extend(found.into_iter().flatten());
-    rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,8 +156,8 @@ mod tests {
             ("sandkasten --help", "sandkasten --help"),
             ("sandkasten version", "sandkasten version"),
             ("imgbuilder list", "imgbuilder image list"),
-            ("imgbuilder import --name n --tar f.tar", "imgbuilder image import n f.tar"),
-            ("imgbuilder import -tar=f.tar -name=n", "imgbuilder image import n f.tar"),
+            ("imgbuilder import -name n --tar f.tar", "imgbuilder image import --name n --tar f.tar"),
+            ("imgbuilder import -tar=f.tar -name=n", "imgbuilder image import --tar=f.tar --name=n"),
             ("imgbuilder", "imgbuilder image"),
         ];
         for (line, wanted) in cases {

@@ -102,6 +102,20 @@ pub(crate) struct PullArguments {
     pub(crate) reference: String,
 }
 
+impl PullArguments {
+    /// A plain pull, printed for people.
+    pub(crate) fn of(reference: &str) -> Self {
+        Self {
+            name: None,
+            platform: None,
+            insecure: false,
+            replace: false,
+            output: Output::Table,
+            reference: reference.to_owned(),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
     /// Replace the image that has the name

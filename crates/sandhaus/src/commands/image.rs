@@ -27,21 +27,27 @@ use crate::{
     output::{Table, human_bytes, print, print_json, visible},
     progress::{ByteCount, LayerBars},
     server::{Server, explain},
+    spelling::CalledAs,
 };
 
 /// Status of a process that a signal ended, as shells give it, is this and the signal's number.
 const STATUS_SIGNAL: u8 = 128;
 
 /// Does what was asked for.
-pub(crate) async fn image(arguments: &ImageArguments, config: &Config, quiet: Quiet) -> Result<ExitCode> {
+pub(crate) async fn image(
+    arguments: &ImageArguments,
+    config: &Config,
+    quiet: Quiet,
+    called_as: CalledAs,
+) -> Result<ExitCode> {
     match &arguments.command {
         ImageCommand::Pull(arguments) => pull(config, arguments, quiet).await,
-        ImageCommand::Import(arguments) => import(config, arguments, quiet),
+        ImageCommand::Import(arguments) => import(config, arguments, quiet, called_as),
         ImageCommand::Export { format, name, file } => export(config, name, file, *format, quiet),
-        ImageCommand::List { output } => list(config, *output),
+        ImageCommand::List { output } => list(config, *output, called_as),
         ImageCommand::Inspect { output, names } => inspect(config, names, *output),
         ImageCommand::Validate { names } => validate(config, names),
-        ImageCommand::Rm { names } => remove(config, names).await,
+        ImageCommand::Rm { names } => remove(config, names, called_as).await,
         ImageCommand::Prune { all, output } => {
             let what = if *all { Prune::Unused } else { Prune::Nameless };
             prune(config, what, *output).await
@@ -129,7 +135,12 @@ fn pull_failure(error: Error) -> anyhow::Error {
     }
 }
 
-fn import(config: &Config, arguments: &ImportArguments, quiet: Quiet) -> Result<ExitCode> {
+fn import(
+    config: &Config,
+    arguments: &ImportArguments,
+    quiet: Quiet,
+    called_as: CalledAs,
+) -> Result<ExitCode> {
     let (name, source) = import_subject(arguments)?;
     let name = ImageName::parse(&name)?;
     let source = fs_err::canonicalize(source)?;
@@ -146,7 +157,9 @@ fn import(config: &Config, arguments: &ImportArguments, quiet: Quiet) -> Result<
         })
         .with_context(|| format!("import {} as {name}", source.display()))?;
     drop(count);
-    if quiet == Quiet::No {
+    if called_as == CalledAs::Sandkasten {
+        print(&format!("Imported image: {name}\n"))?;
+    } else if quiet == Quiet::No {
         print_note(&format!("imported {name}: {}, {}", human_bytes(image.size_bytes), image.digest));
     }
     Ok(ExitCode::SUCCESS)
@@ -219,13 +232,20 @@ fn write_image(
     Ok(())
 }
 
-fn list(config: &Config, output: Output) -> Result<ExitCode> {
+fn list(config: &Config, output: Output, called_as: CalledAs) -> Result<ExitCode> {
     let images = domain::open_catalogue(config)?.list()?;
-    match output {
-        Output::Json => print_json(&images)?,
-        Output::Table => print(&table(&images)?)?,
+    match (output, called_as) {
+        (Output::Json, _) => print_json(&images)?,
+        (Output::Table, CalledAs::Sandhaus) => print(&table(&images)?)?,
+        (Output::Table, CalledAs::Sandkasten) => print(&list_of_sandkasten(&images))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The older tool's list.
+fn list_of_sandkasten(images: &[Image]) -> String {
+    let lines = images.iter().map(|image| format!("  - {} (created: {})\n", image.name, image.created_at));
+    format!("Images:\n{}", lines.collect::<String>())
 }
 
 /// Characters of a digest that a table shows.
@@ -343,10 +363,13 @@ async fn prune(config: &Config, what: Prune, output: Output) -> Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-async fn remove(config: &Config, names: &[String]) -> Result<ExitCode> {
+async fn remove(config: &Config, names: &[String], called_as: CalledAs) -> Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
     for name in names {
         match remove_one(config, name).await {
+            Ok(()) if called_as == CalledAs::Sandkasten => {
+                print(&format!("Deleted image: {}\n", visible(name)))?;
+            }
             Ok(()) => print(&format!("{}\n", visible(name)))?,
             Err(error) => {
                 print_error(&error.context(format!("cannot remove image {name}")));

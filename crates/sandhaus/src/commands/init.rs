@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use crate::{
     advice::Advice,
-    cli::{Global, InitArguments},
+    cli::{Global, ImageArguments, ImageCommand, InitArguments, PullArguments},
+    commands::{image::image, run::Quiet},
     config::{self, Key, Loaded, SEARCH},
     domain,
     output::{print, visible},
@@ -37,9 +38,15 @@ const KEY_PREFIX: &str = "sk-";
 const WRITTEN: &[&str] = &["listen", "api_key", "data_dir", "default_image"];
 
 /// Makes both and tells how to go on.
-pub(crate) fn init(arguments: &InitArguments, global: &Global, called_as: CalledAs) -> Result<ExitCode> {
-    let path = match (&global.config, called_as) {
-        (Some(path), _) => path.clone(),
+pub(crate) async fn init(
+    arguments: &InitArguments,
+    loaded: &Loaded,
+    named: Option<&Path>,
+    quiet: Quiet,
+    called_as: CalledAs,
+) -> Result<ExitCode> {
+    let path = match (named, called_as) {
+        (Some(path), _) => path.to_owned(),
         (None, CalledAs::Sandhaus) => PathBuf::from(DEFAULT_FILE),
         (None, CalledAs::Sandkasten) => PathBuf::from(DEFAULT_FILE_OF_SANDKASTEN),
     };
@@ -50,7 +57,6 @@ pub(crate) fn init(arguments: &InitArguments, global: &Global, called_as: Called
         )
         .into());
     }
-    let loaded = settled(arguments, global)?;
     // What can fail without a trace comes first.
     config::check_exposure(&loaded.config)?;
     let data_dir = &loaded.config.data_dir;
@@ -60,13 +66,22 @@ pub(crate) fn init(arguments: &InitArguments, global: &Global, called_as: Called
         .create(data_dir)
         .with_context(|| format!("make data directory {}", data_dir.display()))?;
     domain::open_catalogue(&loaded.config)?;
-    write(&path, &document(&loaded)?)?;
-    print(&next_steps(&path, &loaded))?;
+    write(&path, &document(loaded)?)?;
+    if let Some(reference) = &arguments.pull {
+        let pull = ImageArguments { command: ImageCommand::Pull(PullArguments::of(reference)) };
+        let status = image(&pull, &loaded.config, quiet, called_as).await?;
+        if status != ExitCode::SUCCESS {
+            return Ok(status);
+        }
+    }
+    if quiet == Quiet::No {
+        print(&next_steps(&path, loaded))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Flags over environment over defaults, with a key in any case.
-fn settled(arguments: &InitArguments, global: &Global) -> Result<Loaded> {
+pub(crate) fn settle(arguments: &InitArguments, global: &Global) -> Result<Loaded> {
     let mut loaded = config::load_environment()?;
     if let Some(dir) = &global.data_dir {
         let dir = std::path::absolute(dir)?;
