@@ -9,6 +9,7 @@
 mod floor;
 mod ours;
 mod peers;
+mod pooled;
 mod report;
 mod rootfs;
 
@@ -32,7 +33,7 @@ struct Arguments {
     #[arg(long, default_value_t = 5, value_name = "N")]
     seconds: u64,
     /// Sandboxes alive while memory and recovery are measured.
-    #[arg(long, default_value_t = 50, value_name = "N")]
+    #[arg(long, default_value_t = 300, value_name = "N")]
     alive: usize,
 }
 

@@ -19,7 +19,7 @@ use sandhaus_tests::{
 use serde_json::json;
 
 use crate::{
-    Arguments,
+    Arguments, pooled,
     floor::{self, First, Sample},
     peers::{self, Peer},
     report::Report,
@@ -54,6 +54,8 @@ pub(crate) fn measure(
     round_trips(report, arguments, &server)?;
     throughput(report, arguments, root, scratch, &server, &peers)?;
     drop(peers);
+    pooled::at_once(report, "100 creates at once", &server)?;
+    pooled::measure(report, arguments, root, scratch)?;
     alive(report, arguments, &dir, server)?;
     Ok(())
 }
@@ -142,17 +144,17 @@ fn one_life(connection: &mut Connection, cmd: &str) -> anyhow::Result<(f64, f64,
     Ok((created, first, elapsed(end)))
 }
 
-fn elapsed(start: Instant) -> f64 {
+pub(crate) fn elapsed(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-fn create(connection: &mut Connection) -> anyhow::Result<String> {
+pub(crate) fn create(connection: &mut Connection) -> anyhow::Result<String> {
     let answer = connection.send("POST", "/v1/sessions", "application/json", b"{\"image\":\"bench\"}")?;
     ensure!(answer.status == 201, "create: {}", answer.text());
     Ok(answer.json::<SessionInfo>().id)
 }
 
-fn exec(connection: &mut Connection, id: &str, cmd: &str) -> anyhow::Result<()> {
+pub(crate) fn exec(connection: &mut Connection, id: &str, cmd: &str) -> anyhow::Result<()> {
     let body = json!({"cmd": cmd}).to_string();
     let path = format!("/v1/sessions/{id}/exec");
     let answer = connection.send("POST", &path, "application/json", body.as_bytes())?;
@@ -161,7 +163,7 @@ fn exec(connection: &mut Connection, id: &str, cmd: &str) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn delete(connection: &mut Connection, id: &str) -> anyhow::Result<()> {
+pub(crate) fn delete(connection: &mut Connection, id: &str) -> anyhow::Result<()> {
     let answer = connection.send("DELETE", &format!("/v1/sessions/{id}"), "", b"")?;
     ensure!(answer.status == 200, "delete: {}", answer.text());
     Ok(())
@@ -214,6 +216,8 @@ fn throughput(
 ) -> anyhow::Result<()> {
     let time = Duration::from_secs(arguments.seconds);
     for in_flight in IN_FLIGHT {
+        let rate = creates_per_second(server, in_flight, time)?;
+        report.add(&format!("create + destroy per second, {in_flight} in flight"), NAME, "/s", vec![rate]);
         let what = format!("create + exec + destroy per second, {in_flight} in flight");
         let http = server.http();
         let rate = per_second(in_flight, time, || {
@@ -242,11 +246,23 @@ fn throughput(
     Ok(())
 }
 
-fn connect(http: &Http) -> anyhow::Result<Connection> {
+/// Creates per second, each deleted again, with so many in flight.
+pub(crate) fn creates_per_second(server: &Server, in_flight: usize, time: Duration) -> anyhow::Result<f64> {
+    let http = server.http();
+    per_second(in_flight, time, || {
+        let mut connection = connect(&http)?;
+        Ok(move || {
+            let id = create(&mut connection)?;
+            delete(&mut connection, &id)
+        })
+    })
+}
+
+pub(crate) fn connect(http: &Http) -> anyhow::Result<Connection> {
     http.connect().context("connect to the server")
 }
 
-fn per_second<W: FnMut() -> anyhow::Result<()> + Send>(
+pub(crate) fn per_second<W: FnMut() -> anyhow::Result<()> + Send>(
     in_flight: usize,
     time: Duration,
     worker: impl Fn() -> anyhow::Result<W>,
