@@ -19,9 +19,10 @@ use sandhaus_tests::{
 use serde_json::json;
 
 use crate::{
-    Arguments, pooled,
+    Arguments,
     floor::{self, First, Sample},
     peers::{self, Peer},
+    pooled,
     report::Report,
 };
 

@@ -20,7 +20,7 @@ use crate::{
     fault,
     handle::{Handle, Message, News, Published, gone},
     plan::{self, Failed, Row, Seen, Step, Wanted},
-    publish::Publication,
+    publish::{Bound, Publication},
     service::Shared,
     types::*,
 };
@@ -65,6 +65,8 @@ pub(crate) struct Actor {
 struct Claim {
     /// The row that admission made of the request.
     asked: Box<Sandbox>,
+    /// The ports of the host that are to lead into it.
+    bound: Bound,
     reply: oneshot::Sender<Result<SandboxView>>,
 }
 
@@ -204,7 +206,7 @@ impl Actor {
             Message::Claim { reply, .. } if self.claim.is_some() => {
                 answer(reply, Err(claim::taken(&self.handle.id)));
             }
-            Message::Claim { asked, reply } => self.claim = Some(Claim { asked, reply }),
+            Message::Claim { asked, bound, reply } => self.claim = Some(Claim { asked, bound, reply }),
             Message::Discard => {
                 if self.sandbox.tenancy == Tenancy::Idle {
                     self.wish(Goal::Absent);

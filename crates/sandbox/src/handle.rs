@@ -13,6 +13,7 @@ use crate::{
     engine::{Engine, GuestPort, GuestStream, MachineExit},
     error::{Error, Kind, Result},
     gate::Gate,
+    publish::Bound,
     toolbox::{Base, Connect, Toolbox},
     types::*,
 };
@@ -45,6 +46,8 @@ pub(crate) enum Message {
     Claim {
         /// The row as admission made it of the request.
         asked: Box<Sandbox>,
+        /// The ports of the host that are to lead into it.
+        bound: Bound,
         /// Told once the owner can use it, or cannot.
         reply: oneshot::Sender<Result<SandboxView>>,
     },

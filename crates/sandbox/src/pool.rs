@@ -9,8 +9,9 @@
 //! What holds, and why:
 //!
 //! - *An idle sandbox has met no request, and serves only requests that want exactly what it is.* Its whole
-//!   [`SandboxSpec`] must equal the request's but for what is told at the claim (the environment), so a field that is
-//!   added to the spec later is part of the key without anybody thinking of it.
+//!   [`SandboxSpec`] must equal the request's but for what comes with the claim (the environment, which the greeting brings,
+//!   and published ports, which are the host's affair), so a field that is added to the spec later is part of the key
+//!   without anybody thinking of it.
 //! - *The actor decides.* The list here says whom to ask; the actor gives its sandbox away once, in one update of the row
 //!   that holds only while the row is idle, and before anything of the request reaches the machine. A server that dies
 //!   before the update leaves an idle sandbox, one that dies after it a claimed one, which is greeted again.
@@ -38,6 +39,7 @@ use tokio::{
 use crate::{
     error::{Kind, Result},
     handle::{Handle, Message},
+    publish::Bound,
     service::{PoolConfig, Shared, shutting_down},
     types::*,
 };
@@ -460,9 +462,9 @@ impl Target {
     }
 }
 
-/// What a member must be to serve a request for `asked`: the same, but for what it is told at the claim.
+/// What a member must be to serve a request for `asked`: the same, but for what comes with the claim.
 pub(crate) fn key(asked: &SandboxSpec) -> SandboxSpec {
-    SandboxSpec { env: Env::new(), ..asked.clone() }
+    SandboxSpec { env: Env::new(), publish: Vec::new(), ..asked.clone() }
 }
 
 /// The row of a member like `like`.
@@ -500,6 +502,7 @@ pub(crate) fn claimed(member: &Sandbox, asked: &Sandbox) -> Sandbox {
 /// and the next is tried.
 pub(crate) async fn claim(shared: &Arc<Shared>, asked: &Sandbox) -> Result<Claimed> {
     loop {
+        let bound = Bound::bind(&asked.spec.publish)?;
         // From the taking to the message nothing waits, so a caller that goes away leaves nobody without an owner.
         let handle = match shared.take_for(asked)? {
             Found::Member(handle) => handle,
@@ -507,7 +510,7 @@ pub(crate) async fn claim(shared: &Arc<Shared>, asked: &Sandbox) -> Result<Claim
             Found::Unknown => return Ok(Claimed::Missed(Acquisition::Cold)),
         };
         let (reply, answer) = oneshot::channel();
-        if handle.tell(Message::Claim { asked: Box::new(asked.clone()), reply }).is_err() {
+        if handle.tell(Message::Claim { asked: Box::new(asked.clone()), bound, reply }).is_err() {
             discard_for_sure(shared, handle);
             continue;
         }

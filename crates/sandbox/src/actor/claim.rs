@@ -6,6 +6,7 @@ use super::{Actor, Claim, Waiter, answer};
 use crate::{
     error::{Error, Kind},
     fault, plan, pool,
+    publish::Publication,
     types::*,
 };
 
@@ -13,12 +14,13 @@ impl Actor {
     /// Gives the sandbox away: first its row, then, by the planner's own greeting, what the owner brings. One that cannot
     /// be given away is in no list any more, so it ends.
     pub(super) async fn give_away(&mut self, claim: Claim) {
-        let Claim { asked, reply } = claim;
+        let Claim { asked, bound, reply } = claim;
         if let Err(error) = self.check(&asked) {
             self.discard();
             return answer(reply, Err(error));
         }
-        let sandbox = pool::claimed(&self.sandbox, &asked);
+        let mut sandbox = pool::claimed(&self.sandbox, &asked);
+        sandbox.spec.publish = bound.ports();
         hit("before");
         let written = self.shared.store.claim(&sandbox).await;
         hit("after");
@@ -30,6 +32,7 @@ impl Actor {
         self.handle.deadline.begin(sandbox.deadlines);
         self.shared.expect_deadline(sandbox.deadlines);
         self.sandbox = Arc::new(sandbox);
+        self.publication = Publication::serve(&self.shared, &self.handle.id, bound);
         self.newly_claimed = true;
         // The greeting brings the environment, and shows that the agent still answers.
         self.seen.greeted = false;

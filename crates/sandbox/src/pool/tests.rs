@@ -225,6 +225,31 @@ async fn another_policy_never_gets_a_pooled_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn published_ports_come_with_the_claim() {
+    let house = House::new(1);
+    let service = house.open().await;
+    filled(&service).await;
+    let published = |host_port| CreateSandbox {
+        publish: vec![PublishedPort { port: 80, host_port }],
+        ..testing::request()
+    };
+    let Acquired { view, source } = service.acquire(published(0)).await.expect("claimed");
+    assert_eq!(source, Acquisition::Pool);
+    let [port] = view.sandbox.spec.publish[..] else { panic!("one port: {view:?}") };
+    assert_eq!(port.port, 80);
+    let reach = || std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port.host_port));
+    reach().expect("the host shows it");
+    // A port that is taken costs nobody who waits.
+    filled(&service).await;
+    let waiting = idle(&service).await;
+    let error = service.acquire(published(port.host_port)).await.expect_err("taken");
+    assert_eq!(error.kind(), Kind::Conflict);
+    assert_eq!(idle(&service).await, waiting);
+    service.delete(&view.sandbox.id).await.expect("deleted");
+    assert!(reach().is_err(), "it ends with its owner");
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_is_given_away_once() {
     let house = House::new(20);
     let service = house.open().await;
@@ -611,7 +636,7 @@ async fn the_actor_gives_itself_away_to_its_like_alone() {
     let mut asked = Sandbox::clone(&handle.published.borrow().sandbox);
     asked.spec.network = NetworkPolicy::Bridge;
     let (reply, answer) = oneshot::channel();
-    handle.tell(Message::Claim { asked: Box::new(asked), reply }).expect("told");
+    handle.tell(Message::Claim { asked: Box::new(asked), bound: Bound::default(), reply }).expect("told");
     assert_eq!(answer.await.expect("answered").expect_err("refused").kind(), Kind::Internal);
     drop(handle);
     gone(&service, &id).await;
