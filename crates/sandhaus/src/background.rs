@@ -9,7 +9,10 @@
 
 use std::{
     io::{self, PipeReader, PipeWriter, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::{
+        fd::IntoRawFd,
+        unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
@@ -193,6 +196,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // The starter takes the pipe's end for the server's, and then looks at the log. So it is left to the kernel,
+        // after the reason of a failure was printed.
+        if let Some(pipe) = self.answer.take() {
+            let _ = pipe.into_raw_fd();
+        }
         // Informative only: a left one misleads people, nothing of ours.
         let _ = std::fs::remove_file(&self.pid_file);
     }
