@@ -267,6 +267,26 @@ fn w29_without_a_network_there_is_loopback_and_nothing_else() {
 }
 
 #[test]
+fn the_hosts_own_network_is_for_the_configuration_alone_to_give() {
+    let name = "the_hosts_own_network_is_for_the_configuration_alone_to_give";
+    with_network(name, "defaults:\n  network_mode: host\n", |server, _| {
+        let http = server.http();
+        assert!(server.log().contains("without any isolation"), "{}", server.log());
+        listen((Ipv4Addr::LOCALHOST, HOST_PORT).into(), tell_who);
+        let session = Session::create(&http, &json!({}));
+        assert_eq!(session.info().network, "host");
+        assert_eq!(reach(&session, Ipv4Addr::LOCALHOST, HOST_PORT), Ok(Ipv4Addr::LOCALHOST.to_string()));
+        assert!(session.output("cat /proc/net/dev").contains("up0"));
+        assert_eq!(session.output("ls /sys"), "");
+        let change = session.exec("ip link set up0 down");
+        assert_ne!(change.exit_code, 0, "it is not its to change: {}", change.output);
+        let apart = Session::create(&http, &json!({"network": "none"}));
+        assert_eq!(apart.output("ls /sys/class/net"), "lo");
+        http.post("/v1/sessions", &json!({"network": "host"})).expect(400);
+    });
+}
+
+#[test]
 fn published_ports_are_on_the_hosts_loopback_and_nowhere_else() {
     let name = "published_ports_are_on_the_hosts_loopback_and_nowhere_else";
     if !runnable(name) {

@@ -51,6 +51,10 @@ const TRANSACTION_BYTES: usize = 96 * 1024;
 /// ICMP messages that tell of errors.
 const ICMP_ERRORS: &[u8] = &[3, 11, 12];
 
+/// Protocols over IPv4, as its header has them.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
 // What libc does not have; the numbers are those of linux/netfilter/nf_tables.h.
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
@@ -70,6 +74,9 @@ const SET_KEY_TYPE: u16 = 4;
 const SET_KEY_LENGTH: u16 = 5;
 const SET_DATA_TYPE: u16 = 6;
 const SET_ID: u16 = 10;
+const SET_USER_DATA: u16 = 13;
+/// Tells `nft` how keys are to be shown: kind 0, four bytes, in the order of this machine.
+const KEYS_AS_HERE: [u8; 6] = [0, 4, 1, 0, 0, 0];
 const SET_IS_MAP: u32 = 8;
 const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
 const KEY_TYPE_INTERFACE: u32 = 41;
@@ -378,7 +385,7 @@ impl Filter {
     }
 }
 
-const QUESTION_PROTOCOLS: [u8; 2] = [libc::IPPROTO_UDP as u8, libc::IPPROTO_TCP as u8];
+const QUESTION_PROTOCOLS: [u8; 2] = [UDP, TCP];
 
 fn resolver_rules(resolvers: &[Ipv4Addr]) -> Vec<Rule> {
     let both = |resolver: &Ipv4Addr| {
@@ -429,6 +436,7 @@ impl<'a> Transaction<'a> {
         self.messages.put_network_number(SET_KEY_LENGTH, 16);
         self.messages.put_network_number(SET_DATA_TYPE, DATA_TYPE_VERDICT);
         self.messages.put_network_number(SET_ID, 1);
+        self.messages.put(SET_USER_DATA, &KEYS_AS_HERE);
     }
 
     fn chain(&mut self, name: &str) {

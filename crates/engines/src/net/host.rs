@@ -49,7 +49,7 @@ const DIGITS: usize = 3;
 const DIGIT_LETTERS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// Interfaces that those digits can name.
-const NAMES: u32 = 36_u32.pow(DIGITS as u32);
+const NAMES: u32 = 36 * 36 * 36;
 
 /// The kernel's own switch for all interfaces.
 const FORWARD_ALL: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -489,10 +489,7 @@ impl Host {
         let what = "look at the host's network";
         let routes = self.routes.routes().map_err(host(what))?;
         let subnet = self.config.subnet;
-        // A machine's own route, of whatever instance, is for one address.
-        let taken = routes
-            .iter()
-            .find(|route| subnet.contains(&route.destination) && route.destination.prefix_len() < 32);
+        let taken = routes.iter().find(|route| policy::takes(&route.destination, subnet));
         if let Some(route) = taken {
             return Err(EngineError::Invalid(format!(
                 "network.subnet {subnet} is in use on this host (route {}): choose another",

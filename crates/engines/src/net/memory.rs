@@ -54,7 +54,7 @@ fn boot_id() -> String {
 
 fn ignore_absent(result: Result<(), Errno>) -> io::Result<()> {
     match result {
-        Err(Errno::NOENT) => Ok(()),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
         other => Ok(other?),
     }
 }

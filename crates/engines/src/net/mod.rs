@@ -17,6 +17,7 @@
 //!   instances of the host.
 //! - Until the filter says otherwise, nothing passes.
 
+mod check;
 mod filter;
 mod host;
 mod inside;
@@ -37,6 +38,8 @@ use sandhaus_sandbox::{
     engine::{EngineError, EngineResult},
     types::NetworkPolicy,
 };
+
+pub use check::{NetworkCheck, check_network};
 
 pub(crate) use inside::Namespace;
 pub(crate) use policy::Reach;

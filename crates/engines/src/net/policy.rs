@@ -120,6 +120,12 @@ pub(super) fn overlap(one: &Ipv4Net, other: &Ipv4Net) -> bool {
     one.contains(other) || other.contains(one)
 }
 
+/// Whether a route of the host means that somebody else uses a subnet. A machine's own route, of whatever instance, is for
+/// one address.
+pub(super) fn takes(destination: &Ipv4Net, subnet: Ipv4Net) -> bool {
+    subnet.contains(destination) && destination.prefix_len() < 32
+}
+
 /// The machines' side of all links: the address that packets leave by.
 pub(super) fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet.network()) + 1)

@@ -27,7 +27,10 @@ const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
 const DEVCONF_FORWARDING: u16 = 1;
-const FAMILY_INET: u8 = libc::AF_INET as u8;
+/// Families, in a header and as the attribute that holds what is about them.
+const FAMILY_INET: u8 = 2;
+const ATTRIBUTE_INET: u16 = 2;
+const ATTRIBUTE_INET6: u16 = 10;
 const UP: u32 = libc::IFF_UP as u32;
 
 /// An interface.
@@ -120,7 +123,7 @@ impl Routes {
         if ipv6 == Ipv6::Known {
             messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, 0, 0));
             messages.nest(libc::IFLA_AF_SPEC, |families| {
-                families.nest(libc::AF_INET6 as u16, |family| {
+                families.nest(ATTRIBUTE_INET6, |family| {
                     family.put(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]);
                 });
             });
@@ -244,7 +247,7 @@ impl Routes {
 fn set_forwarding(messages: &mut Messages, index: u32, value: u32) {
     messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, 0, 0));
     messages.nest(libc::IFLA_AF_SPEC, |families| {
-        families.nest(libc::AF_INET as u16, |family| {
+        families.nest(ATTRIBUTE_INET, |family| {
             family.nest(IFLA_INET_CONF, |values| values.put_number(DEVCONF_FORWARDING, value));
         });
     });
@@ -296,7 +299,7 @@ fn read_link(payload: &[u8]) -> Option<Link> {
 }
 
 fn forwards(families: &[u8]) -> Option<bool> {
-    let inet = attributes(families).find(|(kind, _)| *kind == libc::AF_INET as u16)?.1;
+    let inet = attributes(families).find(|(kind, _)| *kind == ATTRIBUTE_INET)?.1;
     let values = attributes(inet).find(|(kind, _)| *kind == IFLA_INET_CONF)?.1;
     // An array that counts from one.
     let offset = usize::from(DEVCONF_FORWARDING - 1) * size_of::<u32>();

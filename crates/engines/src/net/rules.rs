@@ -26,6 +26,12 @@ const VERDICT_REGISTER: u32 = 0;
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
 
+/// ICMP over IPv4, as its header has it.
+const ICMP: u8 = 1;
+
+/// IPv4, as the filter has it.
+const FAMILY_IPV4: u8 = 2;
+
 /// The port of name servers.
 const DNS_PORT: u16 = 53;
 
@@ -196,7 +202,7 @@ impl Test {
             }
             Self::Icmp(kind) => {
                 load_meta(list, libc::NFT_META_L4PROTO);
-                compare(list, libc::NFT_CMP_EQ, &[libc::IPPROTO_ICMP as u8]);
+                compare(list, libc::NFT_CMP_EQ, &[ICMP]);
                 load_payload(list, libc::NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1);
                 compare(list, libc::NFT_CMP_EQ, &[*kind]);
             }
@@ -255,5 +261,5 @@ fn mask(list: &mut Messages, bits: [u8; 4]) {
 
 fn is_ipv4(list: &mut Messages, operation: libc::c_int) {
     load_meta(list, libc::NFT_META_NFPROTO);
-    compare(list, operation, &[libc::NFPROTO_IPV4 as u8]);
+    compare(list, operation, &[FAMILY_IPV4]);
 }

@@ -4,5 +4,6 @@ mod confinement;
 mod kill_sweep;
 mod life;
 mod limits;
+mod network;
 mod support;
 mod workspace;

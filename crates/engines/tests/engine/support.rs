@@ -90,7 +90,7 @@ impl Host {
             protocol: sandhaus_protocol::PROTOCOL_VERSION,
             sandbox_id: spec.id.to_string(),
             generation: spec.generation.0,
-            env: std::collections::BTreeMap::new(),
+            env: BTreeMap::new(),
         };
         toolbox.hello(&hello).await.unwrap_or_else(|error| panic!("{error:?}"));
         toolbox

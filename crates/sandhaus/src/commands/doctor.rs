@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::Result;
-use sandhaus_engines::namespace::{CheckLevel, HostCheck, check_host};
+use sandhaus_engines::{
+    namespace::{CheckLevel, HostCheck, check_host},
+    net::{NetworkCheck, check_network},
+};
 use sandhaus_sandbox::Instance;
 
 use crate::{
@@ -48,6 +51,7 @@ pub(crate) fn doctor(arguments: &DoctorArguments, config: &Config, called_as: Ca
             "run as root, or give a --data-dir that you own",
         )),
     }
+    checks.push(check_networks(config));
     checks.push(data_dir);
     checks.push(check_agent());
     checks.push(check_memory());
@@ -101,6 +105,15 @@ impl Drop for Scratch {
 }
 
 /// Name of the check of the data directory.
+fn check_networks(config: &Config) -> Check {
+    const NAME: &str = "network";
+    let NetworkCheck { found, remedy } = check_network(&config.net);
+    match remedy {
+        None => Check::ok(NAME, found),
+        Some(remedy) => Check::warn(NAME, found, remedy),
+    }
+}
+
 const DATA_DIR_CHECK: &str = "data directory";
 
 /// Whether the data directory is ours alone, and who holds it.

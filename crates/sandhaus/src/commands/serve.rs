@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use owo_colors::{OwoColorize, Stream};
 use sandhaus_client::Client;
 use sandhaus_gateway::GatewayConfig;
-use sandhaus_sandbox::{Instance, Kind, Seccomp, Service, service::ListFilter};
+use sandhaus_sandbox::{Instance, Kind, NetworkPolicy, Seccomp, Service, service::ListFilter};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -127,6 +127,12 @@ fn banner(url: &str, config: &Config, file: Option<&Path>) {
     }
     if config.api_key.is_none() {
         print_warning("no API key is set: every program on this host may use the server");
+    }
+    if config.network == NetworkPolicy::Host {
+        print_warning(
+            "defaults.network_mode is host: sandboxes use this host's own network without any isolation and reach all its \
+             services; set it to none or bridge for code that you do not trust",
+        );
     }
     if config.seccomp == Seccomp::Off {
         print_warning(
