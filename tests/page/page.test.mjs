@@ -105,6 +105,7 @@ test("w02_without_the_key_the_page_shows_a_door_and_nothing_else", async () => {
 });
 
 test("w03_a_wrong_key_is_refused_and_the_right_one_leaves_no_trace", async () => {
+  await go("");
   await page.getByLabel("Key of this server").fill("sk-wrong");
   await button("Log in").click();
   await page.getByText("this is not the key").waitFor();

@@ -1,6 +1,6 @@
 /** Terminals in a sandbox. They belong to the sandbox: leaving the page leaves them running. */
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { words } from "../api";
 import { title } from "../format";
 import { Connection, create, type Link, remove, terminals } from "../terminal/connection";
@@ -120,7 +120,8 @@ function TerminalPane({ sandbox, terminal, shown, setTitle, close }: PaneProps) 
   const screen = useRef<Screen>();
   const [link, setLink] = useState<Link>({ state: "connecting" });
 
-  useEffect(() => {
+  // Before anything is painted: what is typed once the terminal is seen goes into it.
+  useLayoutEffect(() => {
     if (!place.current) return undefined;
     let old = 0;
     const connection: Connection = new Connection(sandbox, terminal.id, {
@@ -159,7 +160,7 @@ function TerminalPane({ sandbox, terminal, shown, setTitle, close }: PaneProps) 
     };
   }, [sandbox, terminal.id]);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!shown) return;
     screen.current?.fit();
     screen.current?.terminal.focus();
