@@ -26,7 +26,7 @@ use commands::Reply;
 
 fn main() -> ExitCode {
     let arguments = Arguments::of(std::env::args_os());
-    if !cfg!(windows) {
+    if std::env::consts::FAMILY != "windows" {
         return print(&Reply::failed(
             "error: sandhaus-wsl runs on Windows, where it looks after a server inside of WSL2\n\
              hint: here in Linux, use `sandhaus` itself: sandhaus daemon -d, sandhaus ps, sandhaus stop\n",
