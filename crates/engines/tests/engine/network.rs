@@ -8,7 +8,7 @@ use sandhaus_sandbox::{
     engine::{Change, Engine, EngineError, GuestPort, MachineSpec},
     types::{NetworkPolicy, SecurityProfile},
 };
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Host, leave_the_network, sh};
 
@@ -90,23 +90,18 @@ async fn services_are_dialled_wherever_they_listen() {
     let toolbox = host.up(&spec).await;
     let own = sh(&toolbox, "ip -4 -o addr show dev eth0 | sed 's/.*inet \\([0-9.]*\\).*/\\1/'").await.stdout;
     for (address, port) in [("127.0.0.1", 4001), ("[::1]", 4002), (own.trim(), 4003), ("0.0.0.0", 4004)] {
-        let serve = format!(
-            "(echo {port} | nc -l -p {port} -s {address} >/dev/null) & true",
-            address = address.trim_matches(['[', ']'])
-        );
-        assert_eq!(sh(&toolbox, &serve).await.code, 0);
-        let mut stream = loop {
-            match host.engine.dial(&spec.id, GuestPort::Tcp(port)).await {
-                Ok(stream) => break stream,
-                // It does not listen yet.
-                Err(EngineError::NotFound) => tokio::task::yield_now().await,
-                Err(error) => panic!("{address}: {error:?}"),
-            }
-        };
-        let mut said = [0; 4];
-        stream.read_exact(&mut said).await.expect("it speaks");
-        assert_eq!(String::from_utf8_lossy(&said), port.to_string(), "{address}");
+        // It has its socket when it goes into the background.
+        let served = sh(&toolbox, &format!("httpd -p {address}:{port} -h /etc")).await;
+        assert_eq!(served.code, 0, "{address}: {served:?}");
+        let dialled = host.engine.dial(&spec.id, GuestPort::Tcp(port)).await;
+        let mut stream = dialled.unwrap_or_else(|error| panic!("{address}: {error:?}"));
+        stream.write_all(b"GET /hostname HTTP/1.0\r\n\r\n").await.expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("answered");
+        assert!(answer.ends_with("tested\n"), "{address}: {answer}");
     }
+    let nobody = host.engine.dial(&spec.id, GuestPort::Tcp(4005)).await;
+    assert!(matches!(nobody, Err(EngineError::NotFound)), "{nobody:?}");
     host.end().await;
 }
 
