@@ -405,8 +405,8 @@ fn w34_a_half_extracted_layer_is_never_complete() {
     // The next pull takes what came, and asks for the rest only.
     let fast = Proxy::start(&registry, Rules::default());
     pulled(&dir, "held", &fast.reference("noise:1"));
-    let asked = &fast.passed().ranges;
-    assert_eq!(asked.iter().filter(|range| **range == format!("bytes={}-", 1 << 20)).count(), 1, "{asked:?}");
+    let asked = fast.passed().ranges;
+    assert!(asked.contains(&format!("bytes={}-", 1 << 20)), "{asked:?}");
     assert_eq!(fast.passed().blob_bytes[&layer.digest()], size - (1 << 20));
     assert_eq!(sandhaus(&dir, &["image", "validate", "held"]).code, 0);
     assert_eq!(inside(&dir, "held", "stat -c %s /noise"), format!("{LARGE}\n"));
