@@ -23,10 +23,10 @@ import pytest
 from server import PATIENCE_SECONDS, left
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
 
-# The one guide that starts where nothing is; all others go on where it ends.
-FIRST = "install.md"
+# Those that start where nothing is; all others go on where they end.
+FIRST = ["README.md", "install.md"]
 PRELUDE = """
 sandhaus --quiet init
 sandhaus serve --detach
@@ -148,7 +148,7 @@ def test_guide(guide, machine):
     found = blocks(guide)
     if not found:
         pytest.skip("nothing in it can run here")
-    script = "" if guide.name == FIRST else PRELUDE
+    script = "" if guide.name in FIRST else PRELUDE
     for block in found:
         script += f"echo '{MARK}{block.line}'\n{RUN[block.language].format(code=block.code)}\n"
     done = machine.shell(script)
@@ -161,6 +161,6 @@ def test_guide(guide, machine):
 
 
 def test_links_of_guides_lead_somewhere():
-    for guide in [*GUIDES, ROOT / "README.md"]:
+    for guide in [*GUIDES, ROOT / "examples/README.md"]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", guide.read_text()):
             assert (guide.parent / link).exists(), f"{guide.name} links to {link}, which is not there"
