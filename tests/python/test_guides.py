@@ -143,11 +143,9 @@ def matches(said, wanted):
     return re.fullmatch(pattern, said.strip(), re.DOTALL)
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+@pytest.mark.parametrize("guide", [guide for guide in GUIDES if blocks(guide)], ids=lambda guide: guide.stem)
 def test_guide(guide, machine):
     found = blocks(guide)
-    if not found:
-        pytest.skip("nothing in it can run here")
     script = "" if guide.name in FIRST else PRELUDE
     for block in found:
         script += f"echo '{MARK}{block.line}'\n{RUN[block.language].format(code=block.code)}\n"
