@@ -498,3 +498,38 @@ fn scaffolds_of_older_versions_are_made_anew() {
     assert_eq!(listing(&tree.layers[0]), before);
     assert_no_leftovers(&directory.path().join("images"));
 }
+
+#[test]
+fn images_from_before_layers_were_shared_are_read() {
+    let directory = quick_directory();
+    let source = archive(directory.path(), Pack::default().file("bin/sh", "#!").file("etc/x", "y"));
+    let images = directory.path().join("images");
+    let (digest, before) = {
+        let catalogue = small_catalogue(directory.path());
+        let image = catalogue.import(&name("old"), &source, &NEW, &mut |_, _| {}).unwrap();
+        (image.digest, catalogue.tree(&name("old")).unwrap())
+    };
+    // As it was stored then: one tree of its own, and a record that knows no layers.
+    let content = images.join("content").join(digest.trim_start_matches("sha256:"));
+    fs::rename(&before.layers[1], content.join("tree")).unwrap();
+    fs::remove_dir_all(before.layers[1].parent().unwrap()).unwrap();
+    let record = serde_json::json!({"created_at": "2026-01-01T00:00:00Z", "size_bytes": 8192,
+        "config": {"env": {}, "entrypoint": []}});
+    fs::write(content.join("image.json"), record.to_string()).unwrap();
+
+    let catalogue = small_catalogue(directory.path());
+    let tree = catalogue.tree(&name("old")).unwrap();
+    assert_eq!(tree.layers, [before.layers[0].clone(), content.join("tree")]);
+    catalogue.validate(&name("old")).unwrap();
+    let mut exported = Vec::new();
+    catalogue.export(&name("old"), crate::ExportFormat::Tar, &mut exported).unwrap();
+    fs::write(&source, &exported).unwrap();
+    // What is imported of the same files now is the same image.
+    assert_eq!(catalogue.import(&name("new"), &source, &NEW, &mut |_, _| {}).unwrap().digest, digest);
+    fs::write(content.join("tree/etc/x"), "z").unwrap();
+    assert!(matches!(catalogue.validate(&name("old")), Err(Error::Damaged { .. })));
+    catalogue.remove(&name("new"), &|_| false).unwrap();
+    catalogue.remove(&name("old"), &|_| false).unwrap();
+    assert!(!content.exists());
+    assert_no_leftovers(&images);
+}
