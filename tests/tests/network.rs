@@ -373,6 +373,29 @@ fn a_run_without_a_server_has_networks_and_ports_too() {
 }
 
 #[test]
+fn what_a_killed_run_leaves_goes_with_the_next() {
+    if !runnable("what_a_killed_run_leaves_goes_with_the_next") {
+        return;
+    }
+    on_a_host(|_| {
+        let dir = DataDir::new();
+        let mut command = sandhaus_tests::binary::command(dir.path());
+        command.args(["run", "--network", "bridge", "--", "sh", "-c", "echo up; sleep 1000"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("start the binary");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("it speaks");
+        assert_eq!(line, "up\n");
+        child.kill().expect("killed");
+        child.wait().expect("it ends");
+        assert!(run("nft", &["list", "tables"]).contains("sandhaus_"), "its filters outlive it");
+        let mut next = sandhaus_tests::binary::command(dir.path());
+        let ran = sandhaus_tests::binary::run(next.args(["run", "--", "echo", "next"]));
+        assert_eq!((ran.code, ran.stdout.as_str()), (0, "next\n"), "{}", ran.stderr);
+        nothing_left(&dir);
+    });
+}
+
+#[test]
 fn connections_and_filters_outlive_the_server() {
     if !runnable("connections_and_filters_outlive_the_server") {
         return;
