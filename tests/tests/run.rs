@@ -151,7 +151,9 @@ fn a_refused_command_line_says_why_and_changes_nothing() {
     let dir = DataDir::new();
     for (arguments, said) in [
         (&["--image", "absent", "--", "true"][..], "absent"),
-        (&["--network", "bridge", "--", "true"], "bridge"),
+        (&["--network", "bridges", "--", "true"], "bridges"),
+        (&["--network", "allow=1.2.3.4/33", "--", "true"], "1.2.3.4/33"),
+        (&["-p", "80:0", "--", "true"], "80:0"),
         (&["-v", "/no/such/folder:/x", "--", "true"], "/no/such/folder"),
         (&["--keep", "--", "true"], "server"),
         (&["--memory", "lots", "--", "true"], "lots"),
