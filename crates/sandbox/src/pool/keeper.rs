@@ -17,6 +17,10 @@ use crate::{
 /// How often the keeper looks when nobody tells it anything: a name may move through another process.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// How long the keeper waits before it looks: what wakes it is mostly a create, whose first command is to have the machine
+/// to itself, and many changes are then one look.
+const BREATHER: Duration = Duration::from_millis(10);
+
 /// Members made at once while nobody waits for a create.
 const WARMING_MAX: usize = 2;
 
@@ -44,7 +48,10 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         let next = shared.pool.state().next_look(now);
         // All three are cancel-safe: a watch keeps its value, a sleep and a token hold nothing.
         tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
+            changed = changes.changed() => match changed {
+                Ok(()) => tokio::time::sleep(BREATHER).await,
+                Err(_) => return,
+            },
             () = tokio::time::sleep(next) => {}
             () = shared.token.cancelled() => return,
         }
