@@ -28,6 +28,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     }
 }
 
+/// A body that says nothing. It is read all the same: what is left of it on the connection would end that without a word.
+pub(crate) struct Ignored;
+
+impl<S: Send + Sync> FromRequest<S> for Ignored {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        read_body(request).await.map(|_| Self)
+    }
+}
+
 /// The whole body, at most [`JSON_BYTES_MAX`].
 pub(crate) async fn read_body(request: Request) -> ApiResult<Bytes> {
     let body = Limited::new(request.into_body(), JSON_BYTES_MAX).collect();

@@ -10,7 +10,7 @@ use axum::{
 use sandhaus_client::wire::{PoolImageInfo, PoolInfo};
 use sandhaus_sandbox::pool::{Keeping, PoolStatus};
 
-use super::json;
+use super::{json, json::Ignored};
 use crate::edge::Edge;
 
 /// The pool as it stands.
@@ -22,13 +22,13 @@ pub(super) async fn get(State(edge): State<Arc<Edge>>) -> Response<Body> {
 /// Lets everything in the pool go and keeps it empty until it is filled again or the server starts anew. Answers when it
 /// is empty, after at most a minute.
 #[utoipa::path(post, path = "/v1/pool/drain", tag = "pool", responses((status = 200, body = PoolInfo)))]
-pub(super) async fn drain(State(edge): State<Arc<Edge>>) -> Response<Body> {
+pub(super) async fn drain(State(edge): State<Arc<Edge>>, _: Ignored) -> Response<Body> {
     answer(edge.service.drain_pool().await)
 }
 
 /// Keeps the pool filled again. Answers when it is, or when it is known why not, after at most a minute.
 #[utoipa::path(post, path = "/v1/pool/fill", tag = "pool", responses((status = 200, body = PoolInfo)))]
-pub(super) async fn fill(State(edge): State<Arc<Edge>>) -> Response<Body> {
+pub(super) async fn fill(State(edge): State<Arc<Edge>>, _: Ignored) -> Response<Body> {
     answer(edge.service.fill_pool().await)
 }
 

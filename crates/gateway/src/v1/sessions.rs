@@ -23,7 +23,7 @@ use sandhaus_sandbox::{
 
 use super::{
     SessionPath, json,
-    json::Json,
+    json::{Ignored, Json},
     wire::{failure_info, session_info, status},
     workspaces,
 };
@@ -343,6 +343,7 @@ pub(super) async fn get(
 pub(super) async fn delete(
     State(edge): State<Arc<Edge>>,
     SessionPath(id): SessionPath,
+    _: Ignored,
 ) -> ApiResult<Response<Body>> {
     match edge.service.delete(&id).await {
         Ok(()) => Ok(json(StatusCode::OK, &Okay { ok: true })),
@@ -378,6 +379,7 @@ pub(super) async fn extend(
 pub(super) async fn pause(
     State(edge): State<Arc<Edge>>,
     SessionPath(id): SessionPath,
+    _: Ignored,
 ) -> ApiResult<Response<Body>> {
     set_goal(&edge, &id, Goal::Paused).await
 }
@@ -389,6 +391,7 @@ pub(super) async fn pause(
 pub(super) async fn resume(
     State(edge): State<Arc<Edge>>,
     SessionPath(id): SessionPath,
+    _: Ignored,
 ) -> ApiResult<Response<Body>> {
     set_goal(&edge, &id, Goal::Running).await
 }
@@ -400,6 +403,7 @@ pub(super) async fn resume(
 pub(super) async fn stop(
     State(edge): State<Arc<Edge>>,
     SessionPath(id): SessionPath,
+    _: Ignored,
 ) -> ApiResult<Response<Body>> {
     set_goal(&edge, &id, Goal::Stopped).await
 }
@@ -411,6 +415,7 @@ pub(super) async fn stop(
 pub(super) async fn start(
     State(edge): State<Arc<Edge>>,
     SessionPath(id): SessionPath,
+    _: Ignored,
 ) -> ApiResult<Response<Body>> {
     set_goal(&edge, &id, Goal::Running).await
 }

@@ -183,3 +183,28 @@ async fn a_refusal_before_the_body_says_that_the_connection_ends() {
     let read = answer(&format!("/v1/sessions HTTP/1.1\r\nauthorization: Bearer {KEY}\r\n"), "nonsense").await;
     assert!(read.starts_with("http/1.1 400") && !read.contains("\r\nconnection:"), "{read}");
 }
+
+#[tokio::test]
+async fn a_body_that_says_nothing_leaves_its_connection_open() {
+    let edge = Edge::start().await;
+    let mut stream = tokio::net::TcpStream::connect(edge.address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    for path in ["/v1/pool/fill", "/v1/pool/drain"] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: edge\r\nauthorization: Bearer {KEY}\r\ncontent-length: 2\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Nothing is answered before all of the request is there.
+        let mut answer = Vec::new();
+        tokio::select! {
+            biased;
+            _ = stream.read_buf(&mut answer) => panic!("{path} was answered early"),
+            healthy = edge.client.healthz() => healthy.unwrap(),
+        };
+        stream.write_all(b"{}").await.unwrap();
+        while !answer.ends_with(b"\n") || !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{path}: the connection stays");
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    }
+}
