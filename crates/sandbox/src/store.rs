@@ -4,7 +4,8 @@
 //! at once cost a few commits and not 200. The database is in WAL mode: a kill -9 at any moment loses nothing that was
 //! acknowledged. Rows about containers need no fsync (`synchronous=NORMAL`); a change that must survive a power cut,
 //! because the thing it describes does (a memory image, an archive), is committed with `synchronous=FULL`, which
-//! also makes everything before it safe. Checkpoints, which do sync, wait for a quiet moment.
+//! also makes everything before it safe. Checkpoints, which do sync, wait for a quiet moment, and so does the beginning
+//! of the next log.
 //!
 //! The queue has no bound of its own: each actor has at most one awaited and a few unawaited commands in it, and the
 //! number of actors is bounded.
@@ -443,8 +444,14 @@ impl Writer {
     }
 
     fn checkpoint(&self) {
-        let result = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-        if let Err(error) = result {
+        let checkpointed = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        // The first write after a checkpoint begins the log anew and syncs its head. It is made here, where nobody waits:
+        // the version is written as it is.
+        let begun = checkpointed.and_then(|()| {
+            let version: u32 = self.connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            self.connection.pragma_update(None, "user_version", version)
+        });
+        if let Err(error) = begun {
             tracing::warn!(%error, "checkpoint of the store failed");
         }
     }
