@@ -88,7 +88,8 @@ fn a_pooled_session_is_its_owners_in_all() {
     assert!(info.created_at > before, "its time begins with its owner");
     let expires: jiff::Timestamp = info.expires_at.parse().expect("a time");
     let created: jiff::Timestamp = info.created_at.parse().expect("a time");
-    assert_eq!(expires.duration_since(created).as_secs(), 600);
+    // The claim has two looks at the clock.
+    assert!((599..=600).contains(&expires.duration_since(created).as_secs()));
     let session = Session::at(&http, &info.id);
     assert_eq!(session.output("printf '%s' \"$GIVEN\""), value, "the shell that was warm has it");
     assert_eq!(session.output("printenv GIVEN"), value, "and what it starts");
