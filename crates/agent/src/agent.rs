@@ -219,6 +219,7 @@ pub(crate) async fn hello(
         generation,
         features: FEATURES.to_vec(),
         cwd: agent.shells.default_cwd().unwrap_or_else(|| agent.workdir.clone()),
+        clock_skew_ns: None,
     }))
 }
 

@@ -7,4 +7,8 @@
 pub mod namespace;
 pub mod net;
 
+mod cgroup;
+mod cgroup_probe;
 mod steps;
+
+pub use cgroup::retire_to_leaf;

@@ -68,7 +68,7 @@ impl ContentRecord {
     pub(crate) fn tree(self, store: &Store, directory: &Path) -> Tree {
         let mut layers = vec![directory.join(scaffold_directory())];
         layers.extend(self.trees(store, directory));
-        Tree { layers, binds: Vec::new(), config: self.config }
+        Tree { layers, binds: Vec::new(), config: self.config, disk: None }
     }
 }
 

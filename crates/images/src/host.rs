@@ -188,6 +188,7 @@ impl HostView {
                 layers: vec![store.host().join(&current.view).join("scaffold")],
                 binds: view.binds,
                 config: ImageConfig::default(),
+                disk: None,
             },
             created_at: current.created_at,
             stamp: current.stamp,

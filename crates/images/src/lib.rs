@@ -56,6 +56,26 @@ pub struct Tree {
     pub binds: Vec<TreeBind>,
     /// Defaults of the image.
     pub config: ImageConfig,
+    /// What it is instead of layers, if it is the disk of a virtual machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskImage>,
+}
+
+/// The disk of a virtual machine, and what starts it. Files that nobody writes to any more; whoever needs them for longer
+/// than the image is held links them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskImage {
+    /// qcow2 files, lowest first: each but the first lies over the one before and names it, by its file name alone, which
+    /// is its place in this list with `.qcow2`. None at all: the machine lives in its initial file system alone.
+    pub layers: Vec<PathBuf>,
+    /// The kernel; absent: the disk's own, by firmware.
+    pub kernel: Option<PathBuf>,
+    /// The initial file system that goes with the kernel.
+    pub initramfs: Option<PathBuf>,
+    /// Command line of the kernel, but for the console.
+    pub command_line: String,
+    /// Size of the disk as the machine sees it, in bytes.
+    pub size_bytes: u64,
 }
 
 /// A read-only view of a part of the host.

@@ -21,6 +21,28 @@ pub struct HelloRequest {
     /// that announces [`Feature::Env`], and again with the same content; other variables are refused then (409).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// For the agent of a virtual machine, which has no boot document: who and where it is. Such an agent serves nothing but
+    /// greetings, and those only from the host's own address, until it was greeted; a greeting of another sandbox or a
+    /// newer generation says that its machine is a copy, or went on from a memory image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub guest: Option<Box<Guest>>,
+}
+
+/// What the agent of a virtual machine is told with each greeting. The first one is its boot document; later ones change
+/// what a copy must not share with its original: the clock, the random numbers, the names, the token, the variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// What a sandbox of namespaces is told at its start. Its ids equal those of the greeting.
+    pub boot: crate::boot::BootConfig,
+    /// Host name.
+    pub hostname: String,
+    /// The time, in nanoseconds since the Unix epoch: the clock is set before the greeting is answered.
+    pub unix_time_ns: i64,
+    /// Bytes for the kernel's pool of random numbers, in hexadecimal digits: 64 bytes that nobody else is told.
+    pub entropy: String,
+    /// What everyone but the host must show as `Authorization: Bearer …` from now on.
+    pub token: String,
 }
 
 /// What the agent answers.
@@ -39,6 +61,10 @@ pub struct HelloReply {
     pub features: Vec<Feature>,
     /// Working directory of the default shell, or where it would start.
     pub cwd: String,
+    /// How far its clock was off before this greeting, in nanoseconds; positive: it was behind. Only in answer to
+    /// [`Guest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ns: Option<i64>,
 }
 
 /// A part of the toolbox that an agent may or may not have.
@@ -60,6 +86,8 @@ pub enum Feature {
     Files,
     /// Variables in the greeting.
     Env,
+    /// It takes [`Guest`].
+    Guest,
     /// Anything a newer agent announces that this build does not know.
     #[serde(other)]
     Unknown,

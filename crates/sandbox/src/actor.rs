@@ -244,6 +244,7 @@ impl Actor {
             holdings: self.sandbox.holdings,
             life: self.sandbox.life,
             lost: self.sandbox.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::DataLost),
+            warm: matches!(self.sandbox.spec.source, Source::Snapshot { memory: true, .. }),
         }
     }
 

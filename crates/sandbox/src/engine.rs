@@ -42,7 +42,7 @@ pub trait Engine: Send + Sync + 'static {
     /// What exists of one sandbox: no entry means surely nothing.
     fn observe<'a>(&'a self, id: &'a SandboxId) -> Res<'a, Option<Observed>>;
 
-    /// Makes the disk, empty above the image. A disk that is there already stays as it is.
+    /// Makes the disk: empty above the image, or with what a snapshot has. A disk that is there already stays as it is.
     fn materialize<'a>(&'a self, spec: &'a MachineSpec) -> Res<'a, ()>;
 
     /// Starts the machine on its disk. Returns when the agent's channel can be dialled.
@@ -57,8 +57,18 @@ pub trait Engine: Send + Sync + 'static {
     /// Thaws it. Running already is success.
     fn thaw<'a>(&'a self, id: &'a SandboxId) -> Res<'a, ()>;
 
-    /// Writes memory or disk of the machine into the directory `into`.
+    /// Writes memory or disk of the machine into the directory `into`, which is empty. What lies in it then is this
+    /// engine's own affair; whoever has it may link its files into other directories of the same file system, and gives
+    /// the directory back as [`Boot::Restore`] or [`MachineSpec::snapshot`]. Nothing in it changes afterwards, whatever
+    /// becomes of the machine.
     fn capture<'a>(&'a self, id: &'a SandboxId, what: Capture, into: PathBuf) -> Res<'a, ()>;
+
+    /// Writes what [`Self::capture`] wrote into `from` so that it needs nothing else of this host, into the directory
+    /// `into`, which is empty: what a store keeps, and what [`MachineSpec::snapshot`] takes after it came back.
+    fn pack<'a>(&'a self, from: PathBuf, into: PathBuf) -> Res<'a, ()>;
+
+    /// Checks what came from a store: whole, and such that it can be started here.
+    fn verify<'a>(&'a self, snapshot: PathBuf) -> Res<'a, ()>;
 
     /// Changes limits or network of a running machine.
     fn update<'a>(&'a self, id: &'a SandboxId, change: Change) -> Res<'a, ()>;
@@ -83,12 +93,19 @@ pub struct Capabilities {
     pub guest_os: Vec<GuestOs>,
     /// It can freeze and thaw.
     pub freeze: bool,
+    /// What images must be for it.
+    pub image_form: ImageForm,
+    /// Its agents know nothing until they are greeted: the greeting brings what a boot document would
+    /// ([`sandhaus_protocol::hello::Guest`]).
+    pub boots_by_greeting: bool,
     /// It can capture and restore memory.
     pub memory_snapshot: bool,
-    /// It can capture a disk as a layer or image.
-    pub disk_snapshot: bool,
-    /// It can copy a running machine.
-    pub fork: bool,
+    /// It can capture a disk, and how.
+    pub disk_snapshot: DiskSnapshot,
+    /// Its snapshots can be packed for a store.
+    pub portable_snapshots: bool,
+    /// It has a serial console to dial.
+    pub console: bool,
     /// Limits can change while running.
     pub resize: bool,
     /// It has a display to dial.
@@ -108,6 +125,26 @@ pub struct Capabilities {
     pub seccomp: bool,
 }
 
+/// What an engine makes root file systems of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageForm {
+    /// Layers of files.
+    Layers,
+    /// Disks of virtual machines.
+    Disk,
+}
+
+/// How an engine captures disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskSnapshot {
+    /// Not at all.
+    None,
+    /// Only of a machine that is frozen, or of a sandbox without one.
+    Frozen,
+    /// Also while the machine runs, as it would be after a power cut.
+    Live,
+}
+
 /// A machine to start: everything resolved, nothing left to look up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineSpec {
@@ -117,6 +154,9 @@ pub struct MachineSpec {
     pub generation: Generation,
     /// Its root file system.
     pub tree: Tree,
+    /// The snapshot that its disk is made of, as [`Engine::capture`] or [`Engine::pack`] wrote it; with layers, those of
+    /// `tree` lie beneath.
+    pub snapshot: Option<PathBuf>,
     /// Limits.
     pub resources: Resources,
     /// What it may reach.
@@ -167,10 +207,12 @@ pub enum StopMode {
 /// What to capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capture {
-    /// The writable layer.
+    /// The disk. Of a machine that runs only by an engine that can ([`DiskSnapshot::Live`]).
     Disk,
-    /// Memory and device state; the machine stays frozen.
+    /// Memory and device state of a frozen machine, which stays frozen; its disk is kept by whoever keeps this.
     Memory,
+    /// Disk, memory and device state of a frozen machine, all of one moment; it stays frozen.
+    Machine,
 }
 
 /// A change to a running machine.

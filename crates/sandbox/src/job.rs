@@ -26,6 +26,14 @@ pub enum JobKind {
     ImportImage,
     /// An image is pulled from a registry; the subject is its name.
     PullImage,
+    /// A disk image for virtual machines is built; the subject is its name.
+    BuildImage,
+    /// A snapshot is taken; the subject is its name.
+    CreateSnapshot,
+    /// A snapshot is pushed to the store; the subject is its name.
+    PushSnapshot,
+    /// A snapshot is pulled from the store; the subject is its name.
+    PullSnapshot,
 }
 
 /// How far a job is.

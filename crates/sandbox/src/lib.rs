@@ -4,7 +4,7 @@
 //! `actor` (the one task that changes a sandbox) and `handle` (how it is reached), [`store`] (what is wanted, durably),
 //! `gate` (who may speak to a sandbox) and [`toolbox`] (speaking to the agent inside), [`service`] (what the edges call)
 //! with [`pool`] (what is kept ready), `admission` (what is refused, and why), `images`, `machine` and `clock`,
-//! [`workspace`] (what outlives sandboxes, with [`removal`] and [`loop_device`]), [`job`] (long work), [`instance`] (who
+//! [`workspace`] (what outlives sandboxes, with [`removal`] and [`loop_device`]), [`snapshot`], [`job`] (long work), [`instance`] (who
 //! holds a data directory), [`fault`] (named points to die at).
 //!
 //! This crate knows no HTTP server, no dialect, no engine by name and no operating system interface beyond files and
@@ -20,6 +20,7 @@ pub mod plan;
 pub mod pool;
 pub mod removal;
 pub mod service;
+pub mod snapshot;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -1,9 +1,11 @@
 //! From a sandbox and its image to the machine to start: the one place where environment, work directory and host name
 //! are settled.
 
+use sandhaus_protocol::boot::{BootConfig, Workload};
+
 use crate::{
     engine::MachineSpec,
-    types::{Env, Generation, Sandbox, SecurityProfile, Tree},
+    types::{Env, Generation, Sandbox, SecurityProfile, Tree, WORKLOAD_HOME, WORKLOAD_ID, WORKLOAD_NAME},
 };
 
 /// Where programs are searched unless the image or the request says otherwise.
@@ -22,6 +24,8 @@ pub(crate) fn machine_spec(sandbox: &Sandbox, generation: Generation, tree: &Tre
         id: sandbox.id.clone(),
         generation,
         tree: tree.clone(),
+        // Filled by whoever knows where it lies.
+        snapshot: None,
         resources: spec.resources,
         network: spec.network.clone(),
         security: spec.security,
@@ -39,10 +43,38 @@ pub(crate) fn machine_spec(sandbox: &Sandbox, generation: Generation, tree: &Tre
     }
 }
 
+impl MachineSpec {
+    /// Who the workload is. `strict` decides that itself; under `container` the image has its say, else it is root.
+    pub fn workload(&self) -> Workload {
+        let unprivileged = self.security == SecurityProfile::Strict;
+        let (uid, gid, name, home) = match &self.tree.config.account {
+            _ if unprivileged => (WORKLOAD_ID, WORKLOAD_ID, WORKLOAD_NAME, WORKLOAD_HOME),
+            Some(account) if account.uid != 0 => (account.uid, account.gid, &*account.name, &*account.home),
+            _ => (0, 0, "root", ROOT_HOME),
+        };
+        Workload { uid, gid, name: name.to_owned(), home: home.to_owned(), unprivileged }
+    }
+
+    /// What the agent inside is to know when it starts.
+    pub fn boot_config(&self) -> BootConfig {
+        let user = self.workload();
+        BootConfig {
+            sandbox_id: self.id.to_string(),
+            generation: self.generation.0,
+            env: environment(&user.home, &Env::new(), &self.env),
+            user,
+            workdir: self.workdir.clone(),
+            shell: self.shell,
+            entrypoint: self.entrypoint.clone(),
+            warm_shell: self.warm_shell,
+        }
+    }
+}
+
 /// The home of whom the workload runs as: under `container` that is whom the image names, else root.
 fn home(security: SecurityProfile, tree: &Tree) -> &str {
     match (security, &tree.config.account) {
-        (SecurityProfile::Strict, _) => sandhaus_images::WORKLOAD_HOME,
+        (SecurityProfile::Strict, _) => WORKLOAD_HOME,
         (SecurityProfile::Container, Some(account)) if account.uid != 0 => &account.home,
         (SecurityProfile::Container, _) => ROOT_HOME,
     }
@@ -93,6 +125,7 @@ mod tests {
             layers: Vec::new(),
             binds: Vec::new(),
             config: sandhaus_images::ImageConfig { account, ..Default::default() },
+            disk: None,
         };
         let node = tree(Some(account(1001, "/home/node")));
         assert_eq!(home(SecurityProfile::Strict, &node), "/home/sandbox");

@@ -24,6 +24,8 @@
 //! - *A memory image counts while its generation equals the disk's.* A restored machine comes up frozen; then
 //!   [`Step::Commit`] raises the disk's generation and retires the image; then [`Step::Thaw`]. The same step retires an
 //!   image that was captured when its machine is to run on after all. So an image never counts beside a machine that ran.
+//! - *A sandbox of a snapshot with memory begins as one that is suspended*: [`Step::Materialize`] makes its disk and its
+//!   memory image and records both at once.
 //! - *A disk that is recorded and missing is a failure* ([`Step::Lose`]), unless the archive has the same content.
 //!   [`Step::Materialize`] is only ever for a sandbox that has no disk recorded.
 //! - *Whoever is up and gone ended by itself*: [`Life::Up`] is written once a machine has answered. If it is missing
@@ -49,6 +51,8 @@ pub struct Wanted {
     pub life: Life,
     /// The loss of data is recorded as its failure.
     pub lost: bool,
+    /// Its disk is made of a snapshot that has memory too: what is made is a suspended sandbox.
+    pub warm: bool,
 }
 
 impl Wanted {
@@ -158,7 +162,7 @@ pub enum Step {
     Resolve,
     /// Look at what the host has.
     Observe,
-    /// Make an empty disk above the image.
+    /// Make the disk that it begins with: empty above the image, or what its snapshot has, the memory image too.
     Materialize,
     /// Get the disk back from the archive; it appears whole or not at all.
     Fetch,
@@ -340,7 +344,8 @@ fn start(wanted: &Wanted, seen: &Seen, host: Host) -> Step {
         return end_machine(seen);
     }
     match wanted.holdings.disk {
-        None if !host.disk => Step::Materialize,
+        // A disk without the memory that goes with it, of which nothing was recorded, was made half-way.
+        None if !host.disk || wanted.warm => Step::Materialize,
         Some(_) if !host.disk && wanted.archive_counts() && host.archive => Step::Fetch,
         Some(_) if !host.disk => Step::Lose,
         // A cold start would throw away what the image held without anybody having asked for it.
@@ -443,6 +448,11 @@ fn towards_absent(seen: &Seen, host: Host) -> Step {
 pub fn record(step: Step, wanted: &Wanted, seen: &Seen) -> Option<Wanted> {
     let mut new = *wanted;
     match step {
+        Step::Materialize if wanted.warm => {
+            new.generation = wanted.generation.next();
+            new.holdings.disk = Some(new.generation);
+            new.holdings.memory = Some(new.generation);
+        }
         Step::Resolve => {
             // Nothing leads back from absent.
             let goal = seen.asked.filter(|_| wanted.goal != Goal::Absent)?;
@@ -545,7 +555,11 @@ impl Seen {
         }
         let Some(host) = &mut self.host else { return };
         match step {
-            Step::Materialize | Step::Fetch => (host.disk, host.remains) = (true, false),
+            Step::Materialize => {
+                (host.disk, host.remains) = (true, false);
+                host.image |= wanted.warm;
+            }
+            Step::Fetch => (host.disk, host.remains) = (true, false),
             Step::Start | Step::Thaw => host.machine = machine(RunState::Running),
             Step::Restore | Step::Freeze => host.machine = machine(RunState::Frozen),
             Step::CaptureMemory => host.image = true,

@@ -115,6 +115,8 @@ pub struct CreateSandbox {
     pub name: Option<String>,
     /// Image.
     pub image: Option<ImageName>,
+    /// The snapshot to begin from instead of an image: then what is absent is as it was in the snapshot's sandbox.
+    pub snapshot: Option<SnapshotName>,
     /// Engine.
     pub engine: Option<EngineName>,
     /// Limits, each zero meaning the default.
@@ -765,5 +767,6 @@ pub(crate) fn shutting_down() -> Error {
 }
 
 pub mod images;
+pub mod snapshots;
 #[cfg(test)]
 mod tests;

@@ -52,6 +52,8 @@ pub enum Op {
     Freeze,
     Thaw,
     Capture,
+    Pack,
+    Verify,
     Update,
     Destroy,
     Stats,
@@ -132,9 +134,12 @@ impl Default for FakeEngine {
         Self::new(Capabilities {
             guest_os: vec![GuestOs::Linux],
             freeze: true,
+            image_form: ImageForm::Layers,
+            boots_by_greeting: false,
             memory_snapshot: true,
-            disk_snapshot: false,
-            fork: false,
+            disk_snapshot: DiskSnapshot::None,
+            portable_snapshots: false,
+            console: false,
             resize: true,
             display: false,
             disk_limit: Some("in memory".to_owned()),
@@ -399,6 +404,20 @@ impl Engine for FakeEngine {
         }))
     }
 
+    fn pack<'a>(&'a self, from: PathBuf, into: PathBuf) -> Res<'a, ()> {
+        Box::pin(self.call(Op::Pack, None, move |_| {
+            let copied = std::fs::copy(from.join("memory"), into.join("memory"));
+            copied.map(drop).map_err(|error| EngineError::host("pack snapshot", error))
+        }))
+    }
+
+    fn verify<'a>(&'a self, snapshot: PathBuf) -> Res<'a, ()> {
+        Box::pin(self.call(Op::Verify, None, move |_| {
+            let whole = snapshot.join("memory").is_file();
+            whole.then_some(()).ok_or_else(|| EngineError::Invalid("the snapshot is not whole".to_owned()))
+        }))
+    }
+
     fn update<'a>(&'a self, id: &'a SandboxId, change: Change) -> Res<'a, ()> {
         Box::pin(self.call(Op::Update, Some(id), move |state| {
             let machine = state.machines.get_mut(id).ok_or(EngineError::NotFound)?;
@@ -486,6 +505,7 @@ pub fn hello_reply(body: &[u8], identity: &AgentIdentity) -> (&'static str, Stri
         generation: hello.generation,
         features: vec![Feature::Shell, Feature::Process, Feature::Files, Feature::Env],
         cwd: "/workspace".to_owned(),
+        clock_skew_ns: None,
     };
     ("200 OK", serde_json::to_string(&reply).expect("plain data"))
 }
@@ -555,6 +575,7 @@ pub fn request() -> CreateSandbox {
         owner: OwnerId("test".to_owned()),
         name: None,
         image: None,
+        snapshot: None,
         engine: None,
         resources: Resources::default(),
         network: None,

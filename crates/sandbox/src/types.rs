@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 
-pub use sandhaus_images::{ImageName, Tree, TreeBind, WORKLOAD_HOME, WORKLOAD_ID, WORKLOAD_NAME};
+pub use sandhaus_images::{DiskImage, ImageName, Tree, TreeBind, WORKLOAD_HOME, WORKLOAD_ID, WORKLOAD_NAME};
 
 /// Names a sandbox: `^[0-9a-f]{8}-[0-9a-f]{3,4}$` or a whole UUID, lower case. Parsed once, never used as a path
 /// before that; it is safe as a file name.
@@ -92,10 +92,115 @@ pub struct OwnerId(pub String);
 #[serde(transparent)]
 pub struct EngineName(pub String);
 
-/// Names a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SnapshotId(pub String);
+/// Names a snapshot, and the directory it lies in: 16 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotId(String);
+
+impl SnapshotId {
+    /// Length of an id in bytes.
+    pub const BYTES: usize = 16;
+
+    /// Checks an id.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if text.len() == Self::BYTES && text.bytes().all(digit) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::new(Kind::Invalid, "invalid snapshot id"))
+        }
+    }
+
+    /// A fresh id.
+    pub fn random() -> Self {
+        let mut bytes = [0_u8; Self::BYTES / 2];
+        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
+        Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for SnapshotId {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self, Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<SnapshotId> for String {
+    fn from(id: SnapshotId) -> Self {
+        id.0
+    }
+}
+
+/// What an owner calls a snapshot: 1 to 128 letters, digits, dots, hyphens and underscores, beginning with a letter or a
+/// digit. Parsed once; safe as a file name and as a part of a key in a store.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName(String);
+
+impl SnapshotName {
+    /// Longest name in bytes.
+    pub const BYTES_MAX: usize = 128;
+
+    /// Checks a name.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let shape = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if first && text.len() <= Self::BYTES_MAX && text.bytes().all(shape) {
+            return Ok(Self(text.to_owned()));
+        }
+        let most = Self::BYTES_MAX;
+        Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "a snapshot's name must be 1 to {most} letters, digits, dots, hyphens and underscores, and begin with a \
+                 letter or digit"
+            ),
+        ))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for SnapshotName {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::parse(text)
+    }
+}
+
+impl TryFrom<String> for SnapshotName {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self, Error> {
+        Self::parse(&text)
+    }
+}
+
+impl From<SnapshotName> for String {
+    fn from(name: SnapshotName) -> Self {
+        name.0
+    }
+}
 
 /// Longest name of a sandbox, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -255,8 +360,15 @@ pub enum Source {
         /// What it stood for then: a later move of the name changes nothing here.
         digest: String,
     },
-    /// A snapshot.
-    Snapshot(SnapshotId),
+    /// A snapshot of this server.
+    Snapshot {
+        /// Which.
+        id: SnapshotId,
+        /// It has the memory of a machine too.
+        memory: bool,
+        /// The image that it lies over, where it does not stand alone.
+        image: Option<(ImageName, String)>,
+    },
 }
 
 impl Source {
@@ -264,13 +376,21 @@ impl Source {
     pub fn digest(&self) -> Option<&str> {
         match self {
             Self::Image { digest, .. } => Some(digest),
-            Self::Snapshot(_) => None,
+            Self::Snapshot { image, .. } => image.as_ref().map(|(_, digest)| digest.as_str()),
+        }
+    }
+
+    /// The snapshot.
+    pub fn snapshot(&self) -> Option<&SnapshotId> {
+        match self {
+            Self::Image { .. } => None,
+            Self::Snapshot { id, .. } => Some(id),
         }
     }
 
     /// It is the image with this digest.
     pub fn is(&self, wanted: &str) -> bool {
-        matches!(self, Self::Image { digest, .. } if digest == wanted)
+        self.digest() == Some(wanted)
     }
 }
 

@@ -12,7 +12,7 @@ use sandhaus_engines::namespace::{NamespaceConfig, NamespaceEngine};
 use sandhaus_gateway::V1Config;
 use sandhaus_images::{Catalogue, ImageName};
 use sandhaus_sandbox::{
-    EngineName, Instance, Kind, Service, Source,
+    EngineName, Instance, Kind, Service,
     engine::Engine,
     service::{Defaults, PoolConfig, ServiceConfig, WorkspaceConfig},
     store::Store,
@@ -163,11 +163,7 @@ pub(crate) fn needed_images(instance: &Instance) -> Result<BTreeSet<String>> {
         return Ok(BTreeSet::new());
     }
     let rows = Store::open(&path)?.load()?;
-    let digests = rows.into_iter().filter_map(|sandbox| match sandbox.spec.source {
-        Source::Image { digest, .. } => Some(digest),
-        Source::Snapshot(_) => None,
-    });
-    Ok(digests.collect())
+    Ok(rows.iter().filter_map(|sandbox| sandbox.spec.source.digest()).map(str::to_owned).collect())
 }
 
 /// Ends whatever instances of `run` left behind whose process was killed. What cannot be swept now stays for whoever

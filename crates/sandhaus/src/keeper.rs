@@ -6,8 +6,6 @@
 
 use std::process::ExitCode;
 
-use sandhaus_engines::namespace;
-
 use crate::{advice, process, supervisor::Supervisor};
 
 /// Internal first argument with which this binary becomes the keeper.
@@ -16,7 +14,7 @@ pub(crate) const ARGUMENT: &str = "__keeper";
 /// Stays until it is killed: everything in its cgroup would be ended with it, so what asks politely is not heard.
 pub(crate) fn main() -> ExitCode {
     process::ignore_requests_to_end();
-    if let Err(error) = namespace::retire_to_leaf() {
+    if let Err(error) = sandhaus_engines::retire_to_leaf() {
         advice::print_error(&anyhow::Error::from(error).context("keep the cgroup of sandboxes"));
         return ExitCode::FAILURE;
     }

@@ -10,7 +10,13 @@ use sandhaus_protocol::{
 use crate::support::{Agent, Who, argv, eventually};
 
 fn hello(generation: u64, sandbox_id: &str) -> HelloRequest {
-    HelloRequest { protocol: 99, sandbox_id: sandbox_id.to_owned(), generation, env: BTreeMap::new() }
+    HelloRequest {
+        protocol: 99,
+        sandbox_id: sandbox_id.to_owned(),
+        generation,
+        env: BTreeMap::new(),
+        guest: None,
+    }
 }
 
 #[test]

@@ -8,11 +8,11 @@ use std::{
 };
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use sandhaus_protocol::boot::{self, BootConfig};
+use sandhaus_protocol::boot;
 use sandhaus_sandbox::engine::{EngineError, EngineResult, MachineSpec};
 
 use super::{
-    NamespaceConfig, confinement, disk,
+    NamespaceConfig, disk,
     launcher_client::LaunchError,
     steps::{ChildStep, LaunchStep, Step},
     wire::{LaunchBind, LaunchMount, LayerMapping},
@@ -32,8 +32,6 @@ const HOSTNAME_BYTES_MAX: usize = 64;
 
 /// Where nothing of the host's may be shown: the machine's own places lie there.
 const RESERVED_TARGETS: &[&str] = &["/proc", "/sys", "/dev"];
-
-const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How layers get a machine's ids on this kernel. Trying is the launcher's part: what fails is copied.
 pub(super) fn layer_mapping() -> LayerMapping {
@@ -148,23 +146,7 @@ pub(super) fn mounts(spec: &MachineSpec) -> Vec<LaunchMount> {
 /// The agent's boot document, ready to be read, in memory: nothing of it shows in argv, environment or files.
 pub(super) fn boot_document(spec: &MachineSpec) -> EngineResult<OwnedFd> {
     let host = |error: io::Error| disk::failure("write boot document", error);
-    let user = confinement::workload(spec);
-    let mut env = spec.env.clone();
-    for (key, value) in
-        [("PATH", PATH_DEFAULT), ("HOME", &*user.home), ("LANG", "C.UTF-8"), ("TERM", "xterm-256color")]
-    {
-        env.entry(key.to_owned()).or_insert_with(|| value.to_owned());
-    }
-    let config = BootConfig {
-        sandbox_id: spec.id.to_string(),
-        generation: spec.generation.0,
-        user,
-        env,
-        workdir: spec.workdir.clone(),
-        shell: spec.shell,
-        entrypoint: spec.entrypoint.clone(),
-        warm_shell: spec.warm_shell,
-    };
+    let config = spec.boot_config();
     let bytes = serde_json::to_vec(&config).map_err(|error| host(error.into()))?;
     if bytes.len() > boot::CONFIG_BYTES_MAX {
         return Err(EngineError::Invalid("environment and entry point are too long".to_owned()));

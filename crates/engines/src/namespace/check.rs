@@ -13,8 +13,10 @@ use rustix::{
 
 use sandhaus_sandbox::types::Seccomp;
 
+use crate::cgroup_probe;
+
 use super::{
-    admission, cgroup_probe, image_file, launcher, loop_device,
+    admission, image_file, launcher, loop_device,
     mounting::{self, Attached, Parameter},
     removal,
     seccomp::Filters,

@@ -1,11 +1,7 @@
 //! What a machine may do and see, as tables: capabilities, masked and read-only paths, sizes.
 
 use rustix::thread::CapabilitySet;
-use sandhaus_protocol::boot::Workload;
-use sandhaus_sandbox::{
-    engine::MachineSpec,
-    types::{SecurityProfile, WORKLOAD_HOME, WORKLOAD_ID, WORKLOAD_NAME},
-};
+use sandhaus_sandbox::types::SecurityProfile;
 
 /// Hidden below `/proc` and `/sys`: what anybody could read or write there that is the host's business alone. Files that
 /// only the host's root may open, and the mount points of other kernel file systems (empty in a fresh `/sys`), need no
@@ -108,28 +104,5 @@ pub(super) fn bounding_set(security: SecurityProfile) -> CapabilitySet {
                 | CapabilitySet::NET_RAW
                 | CapabilitySet::AUDIT_WRITE
         }
-    }
-}
-
-/// Who the workload of a machine is. `strict` decides that itself; under `container` the image has its say, else it is
-/// root.
-pub(super) fn workload(spec: &MachineSpec) -> Workload {
-    let unprivileged = spec.security == SecurityProfile::Strict;
-    match &spec.tree.config.account {
-        _ if unprivileged => Workload {
-            uid: WORKLOAD_ID,
-            gid: WORKLOAD_ID,
-            name: WORKLOAD_NAME.to_owned(),
-            home: WORKLOAD_HOME.to_owned(),
-            unprivileged,
-        },
-        Some(account) if account.uid != 0 => Workload {
-            uid: account.uid,
-            gid: account.gid,
-            name: account.name.clone(),
-            home: account.home.clone(),
-            unprivileged,
-        },
-        _ => Workload { uid: 0, gid: 0, name: "root".to_owned(), home: "/root".to_owned(), unprivileged },
     }
 }

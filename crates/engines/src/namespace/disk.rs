@@ -29,7 +29,7 @@ use sandhaus_sandbox::{
 };
 
 use super::{
-    confinement, image_file, removal,
+    image_file, removal,
     steps::{self, DestroyStep, MaterializeStep},
     sys,
     wire::DiskPlace,
@@ -274,7 +274,7 @@ impl Disks {
             )
         })
         .map_err(host("make disk"))?;
-        let workload = base + confinement::workload(spec).uid;
+        let workload = base + spec.workload().uid;
         let layout = Layout { base, workload, hostname: &spec.hostname };
         steps::pass(MaterializeStep::Layer, || match kind {
             Kind::Directory => layout.lay_directories(directory.as_fd()).map_err(host("make disk")),
@@ -370,7 +370,7 @@ fn slot_of(base: u32) -> u32 {
 }
 
 /// Makes a directory that only the server's user can enter, with its parents.
-pub(super) fn make_private(path: &Path) -> io::Result<()> {
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs_err::create_dir_all(parent)?;
     }
@@ -381,7 +381,7 @@ pub(super) fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// A failing host, told apart from one that is full.
-pub(super) fn failure(what: &'static str, error: io::Error) -> EngineError {
+pub(crate) fn failure(what: &'static str, error: io::Error) -> EngineError {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => EngineError::Exhausted("disk space".to_owned()),
         Some(libc::EMFILE | libc::ENFILE) => EngineError::Exhausted("open files".to_owned()),

@@ -17,8 +17,8 @@ use rustix::{
 };
 use sandhaus_sandbox::{
     engine::{
-        Boot, Capabilities, Capture, Change, Engine, EngineError, EngineResult, ExitLog, GuestPort,
-        GuestStream, MachineSpec, Observed, ObservedMachine, Res, RunState, StopMode,
+        Boot, Capabilities, Capture, Change, DiskSnapshot, Engine, EngineError, EngineResult, ExitLog,
+        GuestPort, GuestStream, ImageForm, MachineSpec, Observed, ObservedMachine, Res, RunState, StopMode,
     },
     types::{GuestOs, SandboxId, Stats},
     workspace,
@@ -31,8 +31,7 @@ use tokio::{
 use super::{
     NamespaceConfig,
     admission::{self, boot_document},
-    cgroup::Cgroups,
-    confinement, dial, disk,
+    dial, disk,
     disk::Disks,
     image_file,
     launcher_client::{self, LaunchError, LauncherClient},
@@ -42,7 +41,10 @@ use super::{
     steps::{self, DestroyStep, LaunchStep, Moment, StartStep, Step, StopStep},
     wire::{LaunchDescriptors, LaunchFailure, LaunchRequest, LayerMapping},
 };
-use crate::net::{self, Networks};
+use crate::{
+    cgroup::Cgroups,
+    net::{self, Networks},
+};
 
 /// Calls that may do blocking work at one time.
 const BLOCKING_MAX: usize = 64;
@@ -178,9 +180,17 @@ impl Engine for NamespaceEngine {
     fn capture<'a>(&'a self, _: &'a SandboxId, what: Capture, _: std::path::PathBuf) -> Res<'a, ()> {
         let what = match what {
             Capture::Disk => "capturing a disk",
-            Capture::Memory => "capturing memory",
+            Capture::Memory | Capture::Machine => "capturing memory",
         };
         Box::pin(async move { Err(EngineError::Unsupported(what.to_owned())) })
+    }
+
+    fn pack<'a>(&'a self, _: std::path::PathBuf, _: std::path::PathBuf) -> Res<'a, ()> {
+        Box::pin(async { Err(EngineError::Unsupported("packing a snapshot".to_owned())) })
+    }
+
+    fn verify<'a>(&'a self, _: std::path::PathBuf) -> Res<'a, ()> {
+        Box::pin(async { Err(EngineError::Unsupported("snapshots of a store".to_owned())) })
     }
 
     fn update<'a>(&'a self, id: &'a SandboxId, change: Change) -> Res<'a, ()> {
@@ -269,9 +279,12 @@ impl Inner {
         let capabilities = Capabilities {
             guest_os: vec![GuestOs::Linux],
             freeze: true,
+            image_form: ImageForm::Layers,
+            boots_by_greeting: false,
             memory_snapshot: false,
-            disk_snapshot: false,
-            fork: false,
+            disk_snapshot: DiskSnapshot::None,
+            portable_snapshots: false,
+            console: false,
             resize: true,
             display: false,
             disk_limit: image_file::way().map(str::to_owned),
@@ -438,7 +451,7 @@ impl Inner {
         let request = LaunchRequest {
             tag: 0,
             base: record.base,
-            workload: confinement::workload(spec).uid,
+            workload: spec.workload().uid,
             security: spec.security,
             seccomp: spec.seccomp,
             readonly_root: spec.readonly_root,

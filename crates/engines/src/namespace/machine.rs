@@ -18,7 +18,8 @@ use sandhaus_sandbox::{
 };
 use tokio::{io::unix::AsyncFd, sync::watch};
 
-use super::{cgroup::Cgroups, sys};
+use super::sys;
+use crate::cgroup::Cgroups;
 
 /// Ends that a reader may be behind before it has to survey.
 const EXITS_KEPT: usize = 256;

@@ -18,13 +18,11 @@
 //! - Outside, a sandbox's users are an unprivileged range of its own, freed only with its disk.
 
 mod admission;
-mod cgroup;
-mod cgroup_probe;
 mod check;
 mod child;
 mod confinement;
 mod dial;
-mod disk;
+pub(crate) mod disk;
 mod engine;
 mod image_file;
 mod launcher;
@@ -43,7 +41,6 @@ mod wire;
 
 use std::path::PathBuf;
 
-pub use cgroup::retire_to_leaf;
 pub use check::{CheckLevel, HostCheck, check_host};
 pub use engine::NamespaceEngine;
 pub use launcher::launcher_main;

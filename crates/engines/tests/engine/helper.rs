@@ -58,6 +58,7 @@ async fn run(drive: Drive) -> ExitCode {
         id: drive.id,
         generation: Generation(1),
         tree: drive.tree,
+        snapshot: None,
         resources: Resources {
             cpu_millis: 1000,
             memory_bytes: 256 << 20,

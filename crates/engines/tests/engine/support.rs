@@ -56,6 +56,7 @@ impl Host {
             id: SandboxId::random(),
             generation: Generation(1),
             tree: self.tree.clone(),
+            snapshot: None,
             resources: Resources { cpu_millis: 2000, memory_bytes: 256 << 20, pids: 128, disk_bytes: 0 },
             network: NetworkPolicy::None,
             security,
@@ -91,6 +92,7 @@ impl Host {
             sandbox_id: spec.id.to_string(),
             generation: spec.generation.0,
             env: BTreeMap::new(),
+            guest: None,
         };
         toolbox.hello(&hello).await.unwrap_or_else(|error| panic!("{error:?}"));
         toolbox
@@ -265,7 +267,12 @@ pub(crate) fn busybox_tree(directory: &Path) -> Tree {
     for applet in String::from_utf8_lossy(&applets).lines().filter(|applet| *applet != "busybox") {
         symlink("busybox", bin.join(applet)).expect("linked");
     }
-    Tree { layers: vec![scaffold, base], binds: Vec::new(), config: sandhaus_images::ImageConfig::default() }
+    Tree {
+        layers: vec![scaffold, base],
+        binds: Vec::new(),
+        config: sandhaus_images::ImageConfig::default(),
+        disk: None,
+    }
 }
 
 /// What of an instance exists in the kernel or on disk beyond its empty directories.

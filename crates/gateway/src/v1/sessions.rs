@@ -127,6 +127,7 @@ fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox>
         owner: OwnerId(OWNER.to_owned()),
         name: (!request.name.is_empty()).then_some(request.name),
         image: image(&request.image)?,
+        snapshot: None,
         engine: (!request.engine.is_empty()).then_some(EngineName(request.engine)),
         resources: Resources {
             cpu_millis: cpu_millis(request.cpus)?,

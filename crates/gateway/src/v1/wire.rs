@@ -22,7 +22,9 @@ pub(crate) fn session_info(view: &SandboxView) -> SessionInfo {
         id: sandbox.id.to_string(),
         image: match &spec.source {
             Source::Image { name, .. } => name.to_string(),
-            Source::Snapshot(snapshot) => snapshot.0.clone(),
+            Source::Snapshot { id, image, .. } => {
+                image.as_ref().map_or_else(|| id.to_string(), |(name, _)| name.to_string())
+            }
         },
         status: status(view).to_owned(),
         cwd: spec.workdir.clone().unwrap_or_else(|| WORKSPACE.to_owned()),

@@ -112,6 +112,7 @@ async fn answer(
             generation: identity.generation.0,
             features: Vec::new(),
             cwd: "/workspace".into(),
+            clock_skew_ns: None,
         });
     }
     if path == "/sandhaus/shell/default/exec" || path == "/sandhaus/script" {

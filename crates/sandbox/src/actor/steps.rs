@@ -8,7 +8,7 @@ use std::{
 
 use sandhaus_protocol::{
     PROTOCOL_VERSION,
-    hello::{Feature, HelloRequest},
+    hello::{Feature, Guest, HelloRequest},
 };
 
 use super::{Actor, Ask};
@@ -29,6 +29,12 @@ const ENGINE_CALL_MAX: Duration = Duration::from_secs(60);
 
 /// How long the capture of memory or a disk may take.
 const CAPTURE_MAX: Duration = Duration::from_secs(900);
+
+/// Random bytes that a virtual machine gets with each greeting.
+const ENTROPY_BYTES: usize = 64;
+
+/// Length of the secret that an agent wants from everyone but the host, in bytes.
+const TOKEN_BYTES: usize = 32;
 
 /// Directory of the memory images in the data directory.
 const MEMORY_DIR: &str = "memory";
@@ -183,9 +189,9 @@ impl Actor {
     async fn tree(&self) -> Result<Arc<Tree>> {
         match &self.sandbox.spec.source {
             Source::Image { digest, .. } => self.shared.images.tree(digest).await,
-            Source::Snapshot(_) => Err(Error::new(
+            Source::Snapshot { id, .. } => Err(Error::new(
                 Kind::Unsupported,
-                "snapshots are not supported: no snapshot store is configured",
+                format!("sandboxes of snapshots (here {id}) are not supported"),
             )),
         }
     }
@@ -197,11 +203,16 @@ impl Actor {
             Tenancy::Claimed(_) | Tenancy::Own | Tenancy::Idle => Env::new(),
         };
         let brings_env = !env.is_empty();
+        let guest = match self.handle.engine.capabilities().boots_by_greeting {
+            true => Some(Box::new(self.guest(wanted).await?)),
+            false => None,
+        };
         let hello = HelloRequest {
             protocol: PROTOCOL_VERSION,
             sandbox_id: self.handle.id.to_string(),
             generation: wanted.generation.0,
             env,
+            guest,
         };
         let reply = self.handle.toolbox.hello(&hello).await?;
         if reply.sandbox_id != hello.sandbox_id || reply.generation != hello.generation {
@@ -210,7 +221,29 @@ impl Actor {
         if brings_env && !reply.features.contains(&Feature::Env) {
             return Err(Error::new(Kind::Unsupported, "its agent takes no variables"));
         }
+        if hello.guest.is_some() && !reply.features.contains(&Feature::Guest) {
+            return Err(Error::new(Kind::Unsupported, "its agent cannot be told who it is"));
+        }
+        if let Some(skew) = reply.clock_skew_ns {
+            tracing::debug!(sandbox = %self.handle.id, skew_ns = skew, "its clock was set");
+        }
         Ok(())
+    }
+
+    /// What an agent that has no boot document is told.
+    async fn guest(&self, wanted: &Wanted) -> Result<Guest> {
+        let mut random = [0_u8; ENTROPY_BYTES + TOKEN_BYTES];
+        getrandom::fill(&mut random).map_err(|error| Error::internal("draw random numbers", error))?;
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let spec = machine_spec(&self.sandbox, wanted.generation, &*self.tree().await?);
+        let now = jiff::Timestamp::now().as_nanosecond();
+        Ok(Guest {
+            boot: spec.boot_config(),
+            hostname: spec.hostname,
+            unix_time_ns: i64::try_from(now).unwrap_or(i64::MAX),
+            entropy: hex(&random[..ENTROPY_BYTES]),
+            token: hex(&random[ENTROPY_BYTES..]),
+        })
     }
 
     /// Lets nobody in, lets those inside end for a while unless there is nothing left to talk to, then cuts.

@@ -46,9 +46,9 @@ struct Walk {
 
 /// Walks every world; the error tells how a violation came about.
 fn walk(policy: Policy<'_>) -> Result<Walk, (Violation, Vec<String>)> {
-    let start = World::new();
-    let mut from: HashMap<World, Option<(World, Event)>> = HashMap::from([(start, None)]);
-    let mut queue = VecDeque::from([start]);
+    let starts = [World::new(), World::warm()];
+    let mut from: HashMap<World, Option<(World, Event)>> = starts.map(|start| (start, None)).into();
+    let mut queue = VecDeque::from(starts);
     let mut walk = Walk::default();
     while let Some(world) = queue.pop_front() {
         let trace = |last: String| {
@@ -299,6 +299,9 @@ const FLAWS: &[Flaw] = &[
             host.image = false;
         }
         plan(wanted, &seen)
+    }),
+    ("forgets the memory that a snapshot has", Violation::MemoryLost, |wanted, seen| {
+        plan(&Wanted { warm: false, ..*wanted }, seen)
     }),
     ("never greets again", Violation::NotReached, |wanted, seen| {
         plan(wanted, &Seen { greeted: seen.greeted || matches!(wanted.life, Life::Up(_)), ..*seen })

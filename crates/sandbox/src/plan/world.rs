@@ -113,6 +113,7 @@ impl World {
                 holdings: Holdings::default(),
                 life: Life::New,
                 lost: false,
+                warm: false,
             },
             seen: Seen::fresh(),
             stored: false,
@@ -125,6 +126,13 @@ impl World {
             content: Generation(0),
             disaster: None,
         }
+    }
+
+    /// One that is made of a snapshot with memory.
+    pub(super) fn warm() -> Self {
+        let mut world = Self::new();
+        world.wanted.warm = true;
+        world
     }
 
     /// What a look at the host shows.
@@ -208,6 +216,10 @@ impl World {
         if uses && self.machine.is_some_and(|machine| machine.generation != self.wanted.generation) {
             return Err(OldAdopted);
         }
+        if step == Step::Raise && self.wanted.warm && self.wanted.holdings.disk.is_none() {
+            // It would start cold, as if its snapshot had no memory.
+            return Err(MemoryLost);
+        }
         let only_for_absent = matches!(step, Step::Destroy | Step::Forget);
         if only_for_absent && self.wanted.goal != Goal::Absent {
             return Err(DataLost);
@@ -233,6 +245,11 @@ impl World {
                 } else {
                     self.disk.get_or_insert(Generation(0));
                     self.remains = false;
+                }
+                if wanted.warm {
+                    // The disk comes first, and half of the work is the disk alone.
+                    let image = Image { memory: Generation(0), disk: Generation(0), good: true };
+                    self.image = (reach != Reach::Half).then_some(image);
                 }
             }
             Step::Fetch => {

@@ -215,6 +215,7 @@ async fn another_policy_never_gets_a_pooled_one() {
     let defaults = house.config.defaults.clone();
     let told = CreateSandbox {
         image: Some(name("base")),
+        snapshot: None,
         resources: defaults.resources,
         network: Some(NetworkPolicy::None),
         ..plain()

@@ -106,8 +106,13 @@ async fn create_takes_the_shortest_path() {
     assert_eq!(spec.resources.memory_bytes, house.config.defaults.resources.memory_bytes);
 
     // The greeting's connection serves the first request.
-    let hello =
-        HelloRequest { protocol: 1, sandbox_id: sandbox.id.to_string(), generation: 1, env: Env::new() };
+    let hello = HelloRequest {
+        protocol: 1,
+        sandbox_id: sandbox.id.to_string(),
+        generation: 1,
+        env: Env::new(),
+        guest: None,
+    };
     service.toolbox(&sandbox.id).await.expect("runs").hello(&hello).await.expect("answered");
     assert_eq!(house.engine.calls().iter().filter(|op| **op == Op::Dial).count(), 1);
 }

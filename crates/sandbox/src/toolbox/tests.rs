@@ -134,7 +134,13 @@ async fn a_connection_that_was_idle_for_long_is_not_used() {
 #[tokio::test(start_paused = true)]
 async fn greetings_and_connections_have_limits() {
     let (silent, _) = toolbox(async |_, mut stream| while read_request(&mut stream).await.is_some() {});
-    let hello = HelloRequest { protocol: 1, sandbox_id: "a".to_owned(), generation: 1, env: BTreeMap::new() };
+    let hello = HelloRequest {
+        protocol: 1,
+        sandbox_id: "a".to_owned(),
+        generation: 1,
+        env: BTreeMap::new(),
+        guest: None,
+    };
     assert_eq!(kind(silent.hello(&hello).await), Kind::Timeout);
 
     struct Never;

@@ -310,6 +310,7 @@ fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSa
         owner: OwnerId(LOCAL_OWNER.to_owned()),
         name: arguments.name.clone(),
         image,
+        snapshot: None,
         engine: None,
         resources: resources(arguments),
         network: arguments.network.as_ref().map(|choice| choice.0.clone()),

@@ -22,7 +22,7 @@ use sandhaus_sandbox::{
     types::{Resources, Stats},
 };
 
-use super::cgroup_probe::{self, SERVER_LEAF, Unified};
+use crate::cgroup_probe::{self, SERVER_LEAF, Unified};
 
 /// The directory of all instances in each hierarchy.
 const TOP: &str = "sandhaus";
@@ -157,7 +157,7 @@ impl Cgroups {
 
     /// Makes a machine's cgroups with their limits.
     pub(super) fn make(&self, name: &str, resources: &Resources) -> EngineResult<Entrance> {
-        let host = |error: io::Error| super::disk::failure("make cgroups", error);
+        let host = |error: io::Error| crate::namespace::disk::failure("make cgroups", error);
         for hierarchy in self.all() {
             match rustix::fs::mkdirat(&hierarchy.directory, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
