@@ -5,10 +5,11 @@
 //! what is done lies in `actor/steps.rs`. A step is never dropped half-way: callers that go away drop only their wait,
 //! and a shutdown lets the present step end.
 
+mod change;
 mod claim;
 mod steps;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -59,6 +60,8 @@ pub(crate) struct Actor {
     newly_claimed: bool,
     /// Its ports on the host's loopback.
     publication: Publication,
+    /// What is to be other than it is.
+    changes: VecDeque<change::Asked>,
 }
 
 /// Somebody who wants a sandbox out of the pool.
@@ -111,6 +114,7 @@ impl Actor {
             claim: None,
             newly_claimed: false,
             publication: Publication::default(),
+            changes: VecDeque::new(),
         }
     }
 
@@ -139,6 +143,7 @@ impl Actor {
                 next => {
                     if next.is_none() {
                         self.settle();
+                        self.make_changes().await;
                     }
                     self.publish();
                     if self.seen.row == Row::Gone || !self.wait().await {
@@ -155,7 +160,9 @@ impl Actor {
             while let Ok(message) = self.inbox.try_recv() {
                 match message {
                     Message::SetGoal { goal, reply } => answer(reply, self.outcome(goal)),
-                    Message::Claim { reply, .. } => answer(reply, Err(gone(&self.handle.id))),
+                    Message::Claim { reply, .. } | Message::Change { reply, .. } => {
+                        answer(reply, Err(gone(&self.handle.id)));
+                    }
                     Message::Expire | Message::Touched | Message::Discard => {}
                 }
             }
@@ -207,6 +214,7 @@ impl Actor {
                 answer(reply, Err(claim::taken(&self.handle.id)));
             }
             Message::Claim { asked, bound, reply } => self.claim = Some(Claim { asked, bound, reply }),
+            Message::Change { change, reply } => self.changes.push_back(change::Asked { change, reply }),
             Message::Discard => {
                 if self.sandbox.tenancy == Tenancy::Idle {
                     self.wish(Goal::Absent);

@@ -4,7 +4,7 @@
 use std::path::{Component, Path};
 
 use crate::{
-    engine::Capabilities,
+    engine::{Capabilities, Change},
     error::{Error, Kind, Result},
     handle::{Handle, gone, not_running},
     images::Resolved,
@@ -92,6 +92,27 @@ pub(crate) fn admit_goal(handle: &Handle, goal: Goal) -> Result<()> {
         Goal::Suspended => Err(unsupported("suspending to disk")),
         Goal::Archived => {
             Err(Error::new(Kind::Unsupported, "archiving is not supported: no snapshot store is configured"))
+        }
+    }
+}
+
+/// Whether limits or network can be changed now.
+pub(crate) fn admit_change(handle: &Handle, change: &Change) -> Result<()> {
+    let capabilities = handle.engine.capabilities();
+    if matches!(handle.phase(), Phase::Deleting | Phase::Deleted) {
+        return Err(gone(&handle.id));
+    }
+    match change {
+        Change::Resources(_) if !capabilities.resize => Err(unsupported("changing limits")),
+        Change::Resources(resources) => check_resources(resources),
+        Change::Network(policy) => {
+            check_networks(Some(policy))?;
+            let allowed = match policy {
+                NetworkPolicy::None => true,
+                NetworkPolicy::Bridge | NetworkPolicy::Allow(_) => capabilities.bridge,
+                NetworkPolicy::Host => capabilities.host_network,
+            };
+            if allowed { Ok(()) } else { Err(unsupported("this network policy")) }
         }
     }
 }
@@ -287,13 +308,18 @@ fn resources(asked: &Resources, defaults: &Defaults, capabilities: &Capabilities
         pids: or_short(asked.pids, defaults.resources.pids),
         disk_bytes: or(asked.disk_bytes, disk_default),
     };
+    check_resources(&resources)?;
+    Ok(resources)
+}
+
+fn check_resources(resources: &Resources) -> Result<()> {
     if (1..MEMORY_BYTES_MIN).contains(&resources.memory_bytes) {
         return Err(invalid(format!("a memory limit must be at least {MEMORY_BYTES_MIN} bytes")));
     }
     if (1..PIDS_MIN).contains(&resources.pids) {
         return Err(invalid(format!("a limit of processes must be at least {PIDS_MIN}")));
     }
-    Ok(resources)
+    Ok(())
 }
 
 fn deadline(request: &CreateSandbox, defaults: &Defaults, now_ms: i64) -> Result<(u64, Option<i64>)> {

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::{
-    engine::{Engine, GuestPort, GuestStream, MachineExit},
+    engine::{Change, Engine, GuestPort, GuestStream, MachineExit},
     error::{Error, Kind, Result},
     gate::Gate,
     publish::Bound,
@@ -49,6 +49,13 @@ pub(crate) enum Message {
         /// The ports of the host that are to lead into it.
         bound: Bound,
         /// Told once the owner can use it, or cannot.
+        reply: oneshot::Sender<Result<SandboxView>>,
+    },
+    /// It is to have other limits, or another reach.
+    Change {
+        /// Which.
+        change: Change,
+        /// Told once it has, or cannot.
         reply: oneshot::Sender<Result<SandboxView>>,
     },
     /// If it is nobody's, nothing of it is to be left.

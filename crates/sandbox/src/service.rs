@@ -111,6 +111,8 @@ pub struct Defaults {
 pub struct CreateSandbox {
     /// Who asks.
     pub owner: OwnerId,
+    /// The id it is to have; absent: a fresh one. One that a live sandbox has already is [`Kind::Exists`].
+    pub id: Option<SandboxId>,
     /// A name, unique among the owner's live sandboxes.
     pub name: Option<String>,
     /// Image.
@@ -333,29 +335,44 @@ impl Service {
     pub async fn acquire(&self, request: CreateSandbox) -> Result<Acquired> {
         let shared = &self.shared;
         let _busy = shared.pool.busy();
+        let wanted_id = request.id.clone();
         let sandbox = admission::admit(shared, request).await?;
-        let source = match pool::claim(shared, &sandbox).await? {
-            Claimed::Granted(view) => return Ok(Acquired { view: *view, source: Acquisition::Pool }),
-            Claimed::Missed(source) => source,
+        // What waits in the pool has its id already.
+        let source = match wanted_id {
+            Some(_) => Acquisition::Cold,
+            None => match pool::claim(shared, &sandbox).await? {
+                Claimed::Granted(view) => return Ok(Acquired { view: *view, source: Acquisition::Pool }),
+                Claimed::Missed(source) => source,
+            },
         };
-        Ok(Acquired { view: self.make(&sandbox).await?, source })
+        Ok(Acquired { view: self.make(&sandbox, wanted_id).await?, source })
     }
 
-    async fn make(&self, sandbox: &Sandbox) -> Result<SandboxView> {
+    async fn make(&self, sandbox: &Sandbox, wanted_id: Option<SandboxId>) -> Result<SandboxView> {
         let shared = &self.shared;
         let mut attempt = 0;
         loop {
             attempt += 1;
             // From here to the spawned actor nothing waits, so a caller that goes away leaves nothing half made.
             let bound = Bound::bind(&sandbox.spec.publish)?;
-            let answer = enroll(shared, sandbox, bound)?;
+            let id = wanted_id.clone().unwrap_or_else(SandboxId::random);
+            let answer = enroll(shared, sandbox, id, bound)?;
             let (id, answer) = match answer {
                 Enrolled::Spawned(id, answer) => (id, answer),
-                Enrolled::IdTaken if attempt < ID_ATTEMPTS_MAX => continue,
-                Enrolled::IdTaken => return Err(Error::new(Kind::Unavailable, "no free id was found")),
+                Enrolled::IdTaken => match &wanted_id {
+                    Some(id) => {
+                        return Err(Error::new(Kind::Exists, format!("there is a sandbox {id} already")));
+                    }
+                    None if attempt < ID_ATTEMPTS_MAX => continue,
+                    None => return Err(Error::new(Kind::Unavailable, "no free id was found")),
+                },
             };
             return match tokio::time::timeout(shared.config.settle_timeout, answer).await {
-                Ok(Ok(Err(error))) if error.kind() == Kind::Exists && attempt < ID_ATTEMPTS_MAX => continue,
+                Ok(Ok(Err(error)))
+                    if error.kind() == Kind::Exists && wanted_id.is_none() && attempt < ID_ATTEMPTS_MAX =>
+                {
+                    continue;
+                }
                 Ok(Ok(outcome)) => outcome,
                 Ok(Err(_)) => Err(shutting_down()),
                 Err(_) => self.get(&id).await,
@@ -622,10 +639,14 @@ pub(crate) enum Enrolled {
 }
 
 /// Gives the sandbox an id and an actor, if there is room for it.
-pub(crate) fn enroll(shared: &Arc<Shared>, sandbox: &Sandbox, bound: Bound) -> Result<Enrolled> {
+pub(crate) fn enroll(
+    shared: &Arc<Shared>,
+    sandbox: &Sandbox,
+    id: SandboxId,
+    bound: Bound,
+) -> Result<Enrolled> {
     let engine = shared.engines.get(&sandbox.spec.engine).cloned();
     let engine = engine.ok_or_else(|| admission::no_engine(&sandbox.spec.engine))?;
-    let id = SandboxId::random();
     let Some(mut sandbox) = shared.workspaces.name(sandbox, id.clone()) else { return Ok(Enrolled::IdTaken) };
     sandbox.spec.publish = bound.ports();
     let sandbox = Arc::new(sandbox);
@@ -766,6 +787,7 @@ pub(crate) fn shutting_down() -> Error {
     Error::new(Kind::Unavailable, "the server is shutting down")
 }
 
+mod change;
 pub mod images;
 pub mod snapshots;
 #[cfg(test)]

@@ -132,6 +132,7 @@ enum Write {
     Insert { sandbox: Box<Sandbox> },
     Save(Box<Changes>),
     Claim { sandbox: Box<Sandbox> },
+    Respec { id: SandboxId, spec: String },
     End { id: SandboxId, history: Option<Box<(Sandbox, Ended)>> },
     Prune { before_ms: i64 },
     Job(Box<Job>),
@@ -219,6 +220,12 @@ impl Store {
             durability: Durability::Process,
             reply: None,
         });
+    }
+
+    /// Writes what a sandbox is made of: new limits, or another reach.
+    pub(crate) async fn respec(&self, sandbox: &Sandbox) -> Result<()> {
+        let write = Write::Respec { id: sandbox.id.clone(), spec: json(&sandbox.spec) };
+        self.write(write, Durability::Process).await
     }
 
     /// Gives the row of an idle sandbox to the owner that `sandbox` names, in one update. An error if it is not idle,
@@ -462,6 +469,7 @@ fn apply(connection: &Connection, write: Write) -> rusqlite::Result<()> {
         Write::Insert { sandbox } => insert(connection, &sandbox),
         Write::Save(changes) => save(connection, &changes),
         Write::Claim { sandbox } => claim(connection, &sandbox),
+        Write::Respec { id, spec } => respec(connection, &id, &spec),
         Write::End { id, history } => {
             // First the history, then the row: a failure in between leaves both, and the next try replaces.
             if let Some(history) = history {
@@ -589,6 +597,13 @@ fn claim(connection: &Connection, sandbox: &Sandbox) -> rusqlite::Result<()> {
             ":tenancy": tenancy_word(sandbox.tenancy),
             ":claimed": tenancy_generation(sandbox.tenancy),
         })?;
+    if updated == 0 { Err(rusqlite::Error::QueryReturnedNoRows) } else { Ok(()) }
+}
+
+fn respec(connection: &Connection, id: &SandboxId, spec: &str) -> rusqlite::Result<()> {
+    let updated = connection
+        .prepare_cached("UPDATE sandboxes SET spec = ?2 WHERE id = ?1")?
+        .execute(params![id.as_str(), spec])?;
     if updated == 0 { Err(rusqlite::Error::QueryReturnedNoRows) } else { Ok(()) }
 }
 

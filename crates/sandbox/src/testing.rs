@@ -573,6 +573,7 @@ pub fn config() -> ServiceConfig {
 pub fn request() -> CreateSandbox {
     CreateSandbox {
         owner: OwnerId("test".to_owned()),
+        id: None,
         name: None,
         image: None,
         snapshot: None,

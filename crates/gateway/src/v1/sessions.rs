@@ -125,6 +125,7 @@ fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox>
     };
     Ok(CreateSandbox {
         owner: OwnerId(OWNER.to_owned()),
+        id: None,
         name: (!request.name.is_empty()).then_some(request.name),
         image: image(&request.image)?,
         snapshot: None,

@@ -138,7 +138,7 @@ fn act(shared: &Arc<Shared>, now: Instant) {
 /// Begins one member.
 fn warm(shared: &Arc<Shared>, like: &Arc<Sandbox>) -> Result<()> {
     let sandbox = Sandbox { created_at_ms: shared.clock.now_ms(), ..Sandbox::clone(like) };
-    match enroll(shared, &sandbox, Bound::default())? {
+    match enroll(shared, &sandbox, SandboxId::random(), Bound::default())? {
         // Its actor tells the pool how it ends.
         Enrolled::Spawned(..) => Ok(()),
         Enrolled::IdTaken => Err(Error::new(Kind::Unavailable, "no free id was found")),

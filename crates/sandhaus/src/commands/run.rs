@@ -308,6 +308,7 @@ fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSa
     let mounts = arguments.volumes.iter().map(mount).collect::<Result<_>>()?;
     Ok(CreateSandbox {
         owner: OwnerId(LOCAL_OWNER.to_owned()),
+        id: None,
         name: arguments.name.clone(),
         image,
         snapshot: None,
