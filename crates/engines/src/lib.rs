@@ -2,10 +2,12 @@
 //!
 //! - [`namespace`]: Linux sandboxes made of namespaces, cgroups, overlayfs and seccomp, set up by a small
 //!   single-threaded launcher process.
+//! - [`qemu`]: virtual machines on QEMU.
 //! - [`net`]: networks of machines, for every engine.
 
 pub mod namespace;
 pub mod net;
+pub mod qemu;
 
 mod cgroup;
 mod cgroup_probe;

@@ -1,0 +1,1 @@
+//! Capturing a machine: its disk, its memory, or both of one moment.

@@ -1,0 +1,1 @@
+//! Disks: chains of qcow2 files.

@@ -1,0 +1,1 @@
+//! Memory images: writing and restoring them.
