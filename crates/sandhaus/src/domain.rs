@@ -23,6 +23,9 @@ use crate::{advice::Advice, agent, config::Config};
 /// Name of the namespace engine.
 pub(crate) const NAMESPACE: &str = "namespace";
 
+/// Name of the engine of virtual machines.
+pub(crate) const QEMU: &str = "qemu";
+
 /// How long create and delete wait before they answer with what is.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -100,7 +103,7 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
             image: config.default_image.clone(),
             image_aliases: vec![base],
             allowed_images: config.allowed_images.clone(),
-            engine: EngineName(NAMESPACE.to_owned()),
+            engine: EngineName(config.default_engine.clone()),
             resources: config.resources,
             network: config.network.clone(),
             ttl: match lifetime {

@@ -12,7 +12,7 @@ use sandhaus_sandbox::{NetworkPolicy, Seccomp, SecurityProfile};
 use serde_json::{Value, json};
 
 use super::{ApiKey, Config, parse_listen, value::Raw};
-use crate::values::Cores;
+use crate::{domain, values::Cores};
 
 /// Longest time to live in seconds that may be configured.
 const TTL_SECONDS_MAX: u64 = 86_400;
@@ -219,6 +219,18 @@ pub(crate) const KEYS: &[Key] = &[
             Ok(())
         },
         show: |config| json!(config.default_image.as_str()),
+    },
+    Key {
+        name: "default_engine",
+        env: "DEFAULT_ENGINE",
+        about: "What runs sandboxes whose request does not say: namespaces of this host, or virtual machines.",
+        kind: Kind::Choice(&[domain::NAMESPACE, domain::QEMU]),
+        ignored: None,
+        apply: |config, raw| {
+            config.default_engine = raw.choice()?.to_owned();
+            Ok(())
+        },
+        show: |config| json!(config.default_engine),
     },
     Key {
         name: "allowed_images",

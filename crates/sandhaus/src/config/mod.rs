@@ -26,7 +26,7 @@ use sandhaus_sandbox::{
     service::{PoolConfig, WorkspaceConfig},
 };
 
-use crate::advice::Advice;
+use crate::{advice::Advice, domain};
 
 mod describe;
 mod file;
@@ -59,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     /// Image of requests that do not say.
     pub(crate) default_image: ImageName,
+    /// Engine of requests that do not say.
+    pub(crate) default_engine: String,
     /// Images that may be used; empty: all.
     pub(crate) allowed_images: Vec<ImageName>,
     /// Registries that may be spoken to without TLS.
@@ -104,6 +106,7 @@ impl Default for Config {
             api_key: None,
             data_dir: PathBuf::from("/var/lib/sandhaus"),
             default_image: ImageName::parse("host").expect("a valid name"),
+            default_engine: domain::NAMESPACE.to_owned(),
             allowed_images: Vec::new(),
             insecure_registries: Vec::new(),
             session_ttl: Duration::from_secs(1800),

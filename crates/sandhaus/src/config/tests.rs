@@ -46,6 +46,7 @@ fn every_key_is_read_from_the_file() {
         api_key: Some(ApiKey("secret".to_owned())),
         data_dir: "/data".into(),
         default_image: name("python"),
+        default_engine: "namespace".to_owned(),
         allowed_images: vec![name("python"), name("base")],
         insecure_registries: vec!["registry.lan:5000".to_owned()],
         session_ttl: Duration::from_secs(60),
