@@ -51,19 +51,19 @@ impl KernelObjects {
             found.mount_namespaces.extend(spaces.mount.filter(|_| spaces.mount != host.mount));
             found.network_namespaces.extend(spaces.network.filter(|_| spaces.network != host.network));
         }
-        if let Some(instance) = instance {
-            found.cgroups = sandbox_cgroups(instance);
-            found.interfaces = interfaces(instance);
+        for instance in names(instance) {
+            found.cgroups.extend(sandbox_cgroups(&instance));
+            found.interfaces.extend(interfaces(&instance));
         }
         found.host_mounts = mounts("/proc/self/mountinfo", data_dir).into_iter().collect();
         found.loop_devices = loop_devices(data_dir);
-        for folder in ["machines", "disks", "run"] {
+        for folder in ["machines", "disks", "run", "vm/machines", "vm/disks", "memory"] {
             let entries = entries(&data_dir.join(folder)).into_iter();
             found.files.extend(entries.filter(|path| !INSTANCE_FILES.iter().any(|own| path.ends_with(own))));
         }
-        // Workspaces stay; what is only being made or removed has a hidden name.
-        let workspaces = entries(&data_dir.join("workspaces")).into_iter();
-        found.files.extend(workspaces.filter(|path| {
+        // Workspaces and snapshots stay; what is only being made or removed has a hidden name.
+        let lasting = ["workspaces", "snapshots"].into_iter().flat_map(|folder| entries(&data_dir.join(folder)));
+        found.files.extend(lasting.filter(|path| {
             path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with('.'))
         }));
         found
@@ -90,13 +90,18 @@ pub fn sweep(data_dir: &Path, instance: Option<&str>) {
             handle.ends_within(crate::PATIENCE);
         }
     }
-    let Some(instance) = instance else { return };
-    for cgroup in sandbox_cgroups(instance) {
-        let _ = std::fs::remove_dir(cgroup);
+    for instance in names(instance) {
+        for cgroup in sandbox_cgroups(&instance).into_iter().chain(instance_cgroups(&instance)) {
+            let _ = std::fs::remove_dir(cgroup);
+        }
     }
-    for cgroup in instance_cgroups(instance) {
-        let _ = std::fs::remove_dir(cgroup);
-    }
+}
+
+/// What an instance is called in the kernel: by its id, and the engine of virtual machines by the same with another first
+/// letter.
+fn names(instance: Option<&str>) -> Vec<String> {
+    let of_machines = |instance: &str| format!("v{}", &instance[1..]);
+    instance.map(|instance| vec![instance.to_owned(), of_machines(instance)]).unwrap_or_default()
 }
 
 /// Namespaces of a process.
@@ -115,17 +120,16 @@ impl Spaces {
 /// Processes of the instance's sandboxes. Its servers, command lines and launchers are not: they carry the data
 /// directory as an argument, but none of its marks.
 fn owned_processes(data_dir: &Path, instance: Option<&str>) -> Vec<u32> {
-    let mark = instance.map(|instance| format!("/sandhaus/{instance}"));
+    let marks: Vec<String> =
+        names(instance).iter().map(|instance| format!("/sandhaus/{instance}")).collect();
     let server = |pid| {
         let arguments = process::arguments(pid);
         arguments.iter().any(|argument| argument == "__launcher")
             || arguments.iter().any(|argument| Path::new(argument) == data_dir)
     };
     let owned = |pid: u32| {
-        let in_cgroup = mark.as_ref().is_some_and(|mark| {
-            std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-                .is_ok_and(|text| text.contains(mark.as_str()))
-        });
+        let in_cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|text| marks.iter().any(|mark| text.contains(mark.as_str())));
         in_cgroup
             || process::executable(pid).is_some_and(|path| path.starts_with(data_dir))
             || (!mounts(&format!("/proc/{pid}/mountinfo"), data_dir).is_empty() && !server(pid))
