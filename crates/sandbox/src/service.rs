@@ -790,5 +790,6 @@ pub(crate) fn shutting_down() -> Error {
 mod change;
 pub mod images;
 pub mod snapshots;
+mod transfer;
 #[cfg(test)]
 mod tests;
