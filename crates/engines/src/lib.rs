@@ -11,6 +11,7 @@ pub mod qemu;
 
 mod cgroup;
 mod cgroup_probe;
+mod machine;
 mod steps;
 
 pub use cgroup::retire_to_leaf;

@@ -33,16 +33,16 @@ use super::{
     admission::{self, boot_document},
     dial, disk,
     disk::Disks,
+    first_process::is_agent,
     image_file,
     launcher_client::{self, LaunchError, LauncherClient},
-    layer_copy,
-    machine::{self, MachineName, Machines},
-    network, removal,
+    layer_copy, network, removal,
     steps::{self, DestroyStep, LaunchStep, Moment, StartStep, Step, StopStep},
     wire::{LaunchDescriptors, LaunchFailure, LaunchRequest, LayerMapping},
 };
 use crate::{
     cgroup::Cgroups,
+    machine::{self, MachineName, Machines},
     net::{self, Networks},
 };
 
@@ -363,7 +363,7 @@ impl Inner {
         id: &SandboxId,
     ) -> EngineResult<Option<(MachineName, Arc<AsyncFd<OwnedFd>>)>> {
         for name in self.machines.names_of(id).into_iter().rev() {
-            if let Some(process) = machine::find_first_process(&self.cgroups, &name)? {
+            if let Some(process) = machine::find_first_process(&self.cgroups, &name, is_agent)? {
                 let held = self.machines.hold(&name, process, &self.cgroups)?;
                 return Ok(Some((name, held)));
             }

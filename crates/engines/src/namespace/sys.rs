@@ -297,7 +297,7 @@ pub(super) fn give(directory: BorrowedFd<'_>, path: &str, user: u32, group: u32)
 }
 
 /// Hands a descriptor to the runtime, to be waited on.
-pub(super) fn watched(descriptor: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+pub(crate) fn watched(descriptor: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` gives the same open number for as long as it lives, and nothing else closes it.
     Ok(unsafe { tokio::io::unix::AsyncFd::register(descriptor) }?)
 }

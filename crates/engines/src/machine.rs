@@ -1,4 +1,4 @@
-//! Machines as they are seen: names, first processes, ends.
+//! Machines as they are seen, of every engine: names, first processes, ends.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,27 +18,26 @@ use sandhaus_sandbox::{
 };
 use tokio::{io::unix::AsyncFd, sync::watch};
 
-use super::sys;
-use crate::cgroup::Cgroups;
+use crate::{cgroup::Cgroups, namespace::sys};
 
 /// Ends that a reader may be behind before it has to survey.
 const EXITS_KEPT: usize = 256;
 
-/// Largest `status` of a process read.
-const STATUS_BYTES_MAX: u64 = 16 * 1024;
+/// Most that is read of a file of a process.
+const PROCESS_BYTES_MAX: u64 = 16 * 1024;
 
 /// A machine's name: that of its cgroups and of its directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct MachineName {
+pub(crate) struct MachineName {
     /// Whose.
-    pub(super) id: SandboxId,
+    pub(crate) id: SandboxId,
     /// Which.
-    pub(super) generation: Generation,
+    pub(crate) generation: Generation,
 }
 
 impl MachineName {
     /// Reads a name; `None` if it is none.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (id, generation) = text.rsplit_once('.')?;
         let canonical = !generation.starts_with('+') && (generation == "0" || !generation.starts_with('0'));
         let generation = Generation(generation.parse().ok().filter(|_| canonical)?);
@@ -63,17 +62,18 @@ struct Known {
 
 /// The machines of an instance. Only this process makes any, so a name that is not known here does not exist.
 #[derive(Debug)]
-pub(super) struct Machines {
+pub(crate) struct Machines {
     path: PathBuf,
     known: Mutex<HashMap<SandboxId, Known>>,
     exits: watch::Sender<ExitLog>,
 }
 
 impl Machines {
-    /// Opens `machines/` of a data directory and notes what earlier servers left there and in the cgroups.
-    pub(super) fn open(data_dir: &Path, cgroups: &Cgroups) -> EngineResult<Self> {
+    /// Opens `machines/` of a directory of the engine's and notes what earlier servers left there and in the cgroups.
+    pub(crate) fn open(data_dir: &Path, cgroups: &Cgroups) -> EngineResult<Self> {
         let path = data_dir.join("machines");
-        super::disk::make_private(&path).map_err(|error| EngineError::host("open machines", error))?;
+        crate::namespace::disk::make_private(&path)
+            .map_err(|error| EngineError::host("open machines", error))?;
         let machines = Self { path, known: Mutex::default(), exits: watch::Sender::default() };
         for name in machines.found(cgroups)? {
             machines.note(&name);
@@ -92,12 +92,12 @@ impl Machines {
     }
 
     /// Where a machine's socket lies.
-    pub(super) fn directory(&self, name: &MachineName) -> PathBuf {
+    pub(crate) fn directory(&self, name: &MachineName) -> PathBuf {
         self.path.join(name.to_string())
     }
 
     /// Notes a name before anything of it is made.
-    pub(super) fn note(&self, name: &MachineName) {
+    pub(crate) fn note(&self, name: &MachineName) {
         self.known
             .lock()
             .expect("no holder panics")
@@ -108,7 +108,7 @@ impl Machines {
     }
 
     /// Forgets a name once nothing of it is left.
-    pub(super) fn forget(&self, name: &MachineName) {
+    pub(crate) fn forget(&self, name: &MachineName) {
         let mut all = self.known.lock().expect("no holder panics");
         let Some(known) = all.get_mut(&name.id) else { return };
         known.generations.remove(&name.generation);
@@ -119,14 +119,14 @@ impl Machines {
     }
 
     /// All names of one sandbox of which something may be there, oldest first.
-    pub(super) fn names_of(&self, id: &SandboxId) -> Vec<MachineName> {
+    pub(crate) fn names_of(&self, id: &SandboxId) -> Vec<MachineName> {
         let all = self.known.lock().expect("no holder panics");
         let generations = all.get(id).map(|known| known.generations.clone()).unwrap_or_default();
         generations.into_iter().map(|generation| MachineName { id: id.clone(), generation }).collect()
     }
 
     /// Every machine that may be there.
-    pub(super) fn all(&self) -> Vec<MachineName> {
+    pub(crate) fn all(&self) -> Vec<MachineName> {
         let all = self.known.lock().expect("no holder panics");
         let names = all.iter().flat_map(|(id, known)| {
             known.generations.iter().map(|&generation| MachineName { id: id.clone(), generation })
@@ -135,12 +135,12 @@ impl Machines {
     }
 
     /// Every sandbox of which some machine may be there.
-    pub(super) fn list(&self) -> Vec<SandboxId> {
+    pub(crate) fn list(&self) -> Vec<SandboxId> {
         self.known.lock().expect("no holder panics").keys().cloned().collect()
     }
 
     /// The machine whose first process is held, if it still runs.
-    pub(super) fn running(&self, id: &SandboxId) -> Option<(MachineName, Arc<AsyncFd<OwnedFd>>)> {
+    pub(crate) fn running(&self, id: &SandboxId) -> Option<(MachineName, Arc<AsyncFd<OwnedFd>>)> {
         let all = self.known.lock().expect("no holder panics");
         let (generation, process) = all.get(id)?.running.as_ref()?;
         is_alive(process.get_ref())
@@ -148,12 +148,12 @@ impl Machines {
     }
 
     /// Ends of machines as they happen.
-    pub(super) fn watch(&self) -> watch::Receiver<ExitLog> {
+    pub(crate) fn watch(&self) -> watch::Receiver<ExitLog> {
         self.exits.subscribe()
     }
 
     /// Holds a machine's first process and publishes its end.
-    pub(super) fn hold(
+    pub(crate) fn hold(
         self: &Arc<Self>,
         name: &MachineName,
         process: OwnedFd,
@@ -200,16 +200,20 @@ impl Machines {
 }
 
 /// Whether a held process still runs.
-pub(super) fn is_alive(process: &OwnedFd) -> bool {
+pub(crate) fn is_alive(process: &OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(rustix::event::poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now)), Ok(0))
 }
 
-/// The first process of a machine, if it became the agent: by its place in the cgroup and by what it is, never by a
-/// number that was written down.
-pub(super) fn find_first_process(cgroups: &Cgroups, name: &MachineName) -> EngineResult<Option<OwnedFd>> {
+/// The first process of a machine: the one of its cgroup that `is_first` knows by what it is, never by a number that was
+/// written down.
+pub(crate) fn find_first_process(
+    cgroups: &Cgroups,
+    name: &MachineName,
+    is_first: impl Fn(Pid) -> bool,
+) -> EngineResult<Option<OwnedFd>> {
     for pid in cgroups.processes(&name.to_string())? {
-        if !is_agent(pid) {
+        if !is_first(pid) {
             continue;
         }
         let process = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
@@ -218,31 +222,22 @@ pub(super) fn find_first_process(cgroups: &Cgroups, name: &MachineName) -> Engin
             Err(error) => return Err(EngineError::host("open machine's process", error)),
         };
         // The number may have gone to another process in between; this one is held now.
-        if is_agent(pid) && is_alive(&process) {
+        if is_first(pid) && is_alive(&process) {
             return Ok(Some(process));
         }
     }
     Ok(None)
 }
 
-/// Whether a process is the first of a process namespace below ours and runs the agent. Only the launcher makes such
-/// processes, and until they execute the agent they carry the launcher's own arguments.
-fn is_agent(pid: Pid) -> bool {
-    let read = |file: &str| {
-        use std::io::Read;
-        let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(STATUS_BYTES_MAX).read_to_end(&mut bytes))
-            .map(|_| bytes)
-            .unwrap_or_default()
-    };
-    let status = read("status");
-    let status = String::from_utf8_lossy(&status);
-    let Some(numbers) = status.lines().find_map(|line| line.strip_prefix("NSpid:")) else { return false };
-    let mut numbers = numbers.split_whitespace().rev();
-    let first = numbers.next() == Some("1") && numbers.next().is_some();
-    first && read("cmdline").starts_with(super::child::AGENT_NAME.to_bytes_with_nul())
+/// What `/proc` says of a process, at most so much of it.
+pub(crate) fn read_process(pid: Pid, file: &str) -> Vec<u8> {
+    use std::io::Read;
+    let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(PROCESS_BYTES_MAX).read_to_end(&mut bytes))
+        .map(|_| bytes)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
