@@ -5,6 +5,7 @@
 //! what is done lies in `actor/steps.rs`. A step is never dropped half-way: callers that go away drop only their wait,
 //! and a shutdown lets the present step end.
 
+mod capture;
 mod change;
 mod claim;
 mod steps;
@@ -19,7 +20,7 @@ use tokio::{
 use crate::{
     error::{Error, Kind, Result},
     fault,
-    handle::{Handle, Message, News, Published, gone},
+    handle::{Capturing, Handle, Message, News, Published, gone},
     plan::{self, Failed, Row, Seen, Step, Wanted},
     publish::{Bound, Publication},
     service::Shared,
@@ -62,6 +63,8 @@ pub(crate) struct Actor {
     publication: Publication,
     /// What is to be other than it is.
     changes: VecDeque<change::Asked>,
+    /// Those who want it captured.
+    captures: VecDeque<Capturing>,
 }
 
 /// Somebody who wants a sandbox out of the pool.
@@ -115,6 +118,7 @@ impl Actor {
             newly_claimed: false,
             publication: Publication::default(),
             changes: VecDeque::new(),
+            captures: VecDeque::new(),
         }
     }
 
@@ -144,6 +148,9 @@ impl Actor {
                     if next.is_none() {
                         self.settle();
                         self.make_changes().await;
+                        if self.make_capture().await {
+                            continue;
+                        }
                     }
                     self.publish();
                     if self.seen.row == Row::Gone || !self.wait().await {
@@ -155,6 +162,7 @@ impl Actor {
         self.publication.close().await;
         if self.seen.row == Row::Gone {
             self.shared.remove(&self.handle.id);
+            self.release_snapshot();
             // Whoever asked too late hears that it is gone, not that the server is.
             self.inbox.close();
             while let Ok(message) = self.inbox.try_recv() {
@@ -163,6 +171,7 @@ impl Actor {
                     Message::Claim { reply, .. } | Message::Change { reply, .. } => {
                         answer(reply, Err(gone(&self.handle.id)));
                     }
+                    Message::Capture(capture) => answer(capture.reply, Err(gone(&self.handle.id))),
                     Message::Expire | Message::Touched | Message::Discard => {}
                 }
             }
@@ -215,6 +224,7 @@ impl Actor {
             }
             Message::Claim { asked, bound, reply } => self.claim = Some(Claim { asked, bound, reply }),
             Message::Change { change, reply } => self.changes.push_back(change::Asked { change, reply }),
+            Message::Capture(capture) => self.await_capture(*capture),
             Message::Discard => {
                 if self.sandbox.tenancy == Tenancy::Idle {
                     self.wish(Goal::Absent);
@@ -404,7 +414,7 @@ impl Actor {
 }
 
 /// Whoever asked may be gone: then nobody needs the answer.
-fn answer(reply: oneshot::Sender<Result<SandboxView>>, outcome: Result<SandboxView>) {
+fn answer<T>(reply: oneshot::Sender<Result<T>>, outcome: Result<T>) {
     drop(reply.send(outcome));
 }
 

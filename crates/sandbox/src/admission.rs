@@ -1,15 +1,19 @@
 //! What is refused, and why: requests are checked whole before anything is written, and what an engine cannot do is
 //! refused by name.
 
-use std::path::{Component, Path};
+use std::{
+    path::{Component, Path},
+    time::Duration,
+};
 
 use crate::{
-    engine::{Capabilities, Change},
+    engine::{Capabilities, Change, DiskSnapshot},
     error::{Error, Kind, Result},
     handle::{Handle, gone, not_running},
     images::Resolved,
     publish::HOST_PORT_MIN,
-    service::{CreateSandbox, Defaults, Shared},
+    service::{CreateSandbox, Defaults, Shared, snapshots::ForkSandbox},
+    snapshot::{CaptureMode, Snapshot, SnapshotKind},
     types::*,
 };
 
@@ -17,9 +21,126 @@ use crate::{
 pub(crate) async fn admit(shared: &Shared, request: CreateSandbox) -> Result<Sandbox> {
     let defaults = &shared.config.defaults;
     let engine_name = request.engine.clone().unwrap_or_else(|| defaults.engine.clone());
-    let engine = shared.engines.get(&engine_name).ok_or_else(|| no_engine(&engine_name))?;
-    let capabilities = engine.capabilities();
+    let capabilities = check(shared, &engine_name, &request)?;
+    let resources = resources(&request.resources, defaults, capabilities)?;
+    let deadlines = deadlines(request.ttl.or(defaults.ttl), shared.clock.now_ms())?;
+    let (name, image) = image(shared, request.image).await?;
+    check_image_user(&name, &image, request.security)?;
+    let id = SandboxId::random();
+    let workspace = shared.workspaces.admit(request.workspace, &id, capabilities)?;
+    let spec = SandboxSpec {
+        source: Source::Image { name, digest: image.digest },
+        engine: engine_name,
+        os: GuestOs::Linux,
+        resources,
+        network: request.network.unwrap_or_else(|| defaults.network.clone()),
+        security: request.security,
+        readonly_root: request.readonly_root,
+        env: request.env,
+        workdir: request.workdir,
+        mounts: request.mounts,
+        entrypoint: request.entrypoint,
+        shell: request.shell,
+        warm_shell: request.warm_shell,
+        seccomp: request.seccomp,
+        workspace,
+        publish: request.publish,
+    };
+    let whose = Whose { name: request.name, owner: request.owner, labels: request.labels };
+    Ok(row(id, whose, spec, deadlines, shared.clock.now_ms()))
+}
 
+/// The same for one that begins where a snapshot left off. How it is confined is the snapshot's to say; what showed it
+/// parts of the host, a workspace or ports stays with the snapshot's sandbox and is asked for anew.
+pub(crate) fn admit_from(shared: &Shared, request: CreateSandbox, snapshot: &Snapshot) -> Result<Sandbox> {
+    let (defaults, before) = (&shared.config.defaults, &snapshot.spec);
+    if request.image.is_some() {
+        return Err(invalid("a request names an image or a snapshot, not both"));
+    }
+    if let Some(asked) = request.engine.as_ref().filter(|asked| **asked != snapshot.engine) {
+        let (named, engine) = (shown(snapshot), &snapshot.engine.0);
+        return Err(invalid(format!("{named} is of engine {engine:?}, not of {:?}", asked.0)));
+    }
+    if let Some((image, _)) = snapshot.image.as_ref().filter(|(image, _)| *image != defaults.image) {
+        check_allowed(image, defaults)?;
+    }
+    let capabilities = check(shared, &snapshot.engine, &request)?;
+    let resources = resources_from(&request.resources, snapshot)?;
+    let deadlines = deadlines(request.ttl.or(defaults.ttl), shared.clock.now_ms())?;
+    let id = SandboxId::random();
+    let workspace = match request.workspace {
+        Some(workspace) => shared.workspaces.admit(Some(workspace), &id, capabilities)?,
+        // It has what the snapshot's had of its own.
+        None => None,
+    };
+    let network = request.network.unwrap_or_else(|| match &before.network {
+        // The server's owner gives that, as long as the server is configured so.
+        NetworkPolicy::Host => defaults.network.clone(),
+        network => network.clone(),
+    });
+    let (asked, entrypoint) = (request.entrypoint, before.entrypoint.clone());
+    let spec = SandboxSpec {
+        source: snapshot.source(),
+        engine: snapshot.engine.clone(),
+        resources,
+        network,
+        env: merged(&before.env, request.env)?,
+        workdir: request.workdir.or_else(|| before.workdir.clone()),
+        mounts: request.mounts,
+        entrypoint: if asked.is_empty() { entrypoint } else { asked },
+        workspace,
+        publish: request.publish,
+        ..before.clone()
+    };
+    let whose = Whose { name: request.name, owner: request.owner, labels: request.labels };
+    Ok(row(id, whose, spec, deadlines, shared.clock.now_ms()))
+}
+
+/// The same for a copy of a sandbox, but for where its root comes from: that is not made yet.
+pub(crate) fn admit_fork(shared: &Shared, original: &Sandbox, request: ForkSandbox) -> Result<Sandbox> {
+    check_name(request.name.as_deref())?;
+    check_labels(&request.labels)?;
+    check_env(&request.env)?;
+    let env = merged(&original.spec.env, request.env)?;
+    // A port of the host leads into one sandbox.
+    let spec = SandboxSpec { env, publish: Vec::new(), ..original.spec.clone() };
+    let now_ms = shared.clock.now_ms();
+    let deadlines = deadlines(Some(Duration::from_millis(original.deadlines.ttl_ms)), now_ms)?;
+    let whose = Whose { name: request.name, owner: request.owner, labels: request.labels };
+    Ok(row(SandboxId::random(), whose, spec, deadlines, now_ms))
+}
+
+/// Whether an engine can capture so.
+pub(crate) fn admit_capture(
+    capabilities: &Capabilities,
+    kind: SnapshotKind,
+    mode: CaptureMode,
+) -> Result<()> {
+    let refuse = |message| Err(Error::new(Kind::Unsupported, message));
+    match (kind, mode) {
+        (SnapshotKind::Machine, _) if !capabilities.memory_snapshot => {
+            refuse("a snapshot with memory is not supported by this sandbox's engine: take one of its disk")
+        }
+        (SnapshotKind::Machine, CaptureMode::Live) => {
+            Err(invalid("a snapshot with memory freezes its sandbox: it cannot be live"))
+        }
+        (SnapshotKind::Machine, CaptureMode::Frozen) => Ok(()),
+        (SnapshotKind::Disk, _) if capabilities.disk_snapshot == DiskSnapshot::None => {
+            refuse("a snapshot is not supported by this sandbox's engine")
+        }
+        (SnapshotKind::Disk, CaptureMode::Live) if capabilities.disk_snapshot != DiskSnapshot::Live => {
+            refuse(
+                "a live snapshot is not supported by this sandbox's engine: take one that freezes it for a moment",
+            )
+        }
+        (SnapshotKind::Disk, _) => Ok(()),
+    }
+}
+
+/// Checks all of a request that needs no looking up.
+fn check<'a>(shared: &'a Shared, name: &EngineName, request: &CreateSandbox) -> Result<&'a Capabilities> {
+    let engine = shared.engines.get(name).ok_or_else(|| no_engine(name))?;
+    let capabilities = engine.capabilities();
     check_name(request.name.as_deref())?;
     check_labels(&request.labels)?;
     check_env(&request.env)?;
@@ -30,46 +151,74 @@ pub(crate) async fn admit(shared: &Shared, request: CreateSandbox) -> Result<San
     check_mounts(&request.mounts)?;
     check_publish(&request.publish)?;
     check_networks(request.network.as_ref())?;
-    check_capabilities(&engine_name, capabilities, &request)?;
-    let resources = resources(&request.resources, defaults, capabilities)?;
-    let (ttl_ms, expires_at_ms) = deadline(&request, defaults, shared.clock.now_ms())?;
+    check_capabilities(name, capabilities, request)?;
+    Ok(capabilities)
+}
 
-    let (name, image) = image(shared, request.image).await?;
-    check_image_user(&name, &image, request.security)?;
-    let id = SandboxId::random();
-    let workspace = shared.workspaces.admit(request.workspace, &id, capabilities)?;
-    Ok(Sandbox {
+/// What of a row is its owner's alone.
+struct Whose {
+    name: Option<String>,
+    owner: OwnerId,
+    labels: Labels,
+}
+
+fn row(id: SandboxId, whose: Whose, spec: SandboxSpec, deadlines: Deadlines, now_ms: i64) -> Sandbox {
+    Sandbox {
         id,
-        name: request.name,
-        owner: request.owner,
-        spec: SandboxSpec {
-            source: Source::Image { name, digest: image.digest },
-            engine: engine_name,
-            os: GuestOs::Linux,
-            resources,
-            network: request.network.unwrap_or_else(|| defaults.network.clone()),
-            security: request.security,
-            readonly_root: request.readonly_root,
-            env: request.env,
-            workdir: request.workdir,
-            mounts: request.mounts,
-            entrypoint: request.entrypoint,
-            shell: request.shell,
-            warm_shell: request.warm_shell,
-            seccomp: request.seccomp,
-            workspace,
-            publish: request.publish,
-        },
+        name: whose.name,
+        owner: whose.owner,
+        spec,
         goal: Goal::Running,
         generation: Generation::default(),
         holdings: Holdings::default(),
         life: Life::New,
-        deadlines: Deadlines { ttl_ms, expires_at_ms },
-        labels: request.labels,
+        deadlines,
+        labels: whose.labels,
         failure: None,
-        created_at_ms: shared.clock.now_ms(),
+        created_at_ms: now_ms,
         tenancy: Tenancy::Own,
-    })
+    }
+}
+
+fn merged(before: &Env, asked: Env) -> Result<Env> {
+    let mut env = before.clone();
+    env.extend(asked);
+    check_env(&env)?;
+    Ok(env)
+}
+
+fn shown(snapshot: &Snapshot) -> String {
+    snapshot.name.as_ref().map_or_else(|| "the snapshot".to_owned(), |name| format!("snapshot {name}"))
+}
+
+/// The limits of the snapshot's sandbox, but for what is asked for. A memory image fits the machine it was taken of only.
+fn resources_from(asked: &Resources, snapshot: &Snapshot) -> Result<Resources> {
+    let before = &snapshot.spec.resources;
+    if snapshot.kind == SnapshotKind::Machine {
+        let pinned = [
+            ("memory", asked.memory_bytes, before.memory_bytes),
+            ("processors", u64::from(asked.cpu_millis), u64::from(before.cpu_millis)),
+            ("disk", asked.disk_bytes, before.disk_bytes),
+        ];
+        let other = pinned.iter().find(|(_, asked, before)| *asked != 0 && asked != before);
+        if let Some((what, asked, before)) = other {
+            return Err(invalid(format!(
+                "{} has the memory of its machine: {what} cannot be {asked} instead of {before}; leave it out, or \
+                 take a snapshot of the disk alone",
+                shown(snapshot)
+            )));
+        }
+    }
+    let or = |asked: u64, before: u64| if asked == 0 { before } else { asked };
+    let or_short = |asked: u32, before: u32| if asked == 0 { before } else { asked };
+    let resources = Resources {
+        cpu_millis: or_short(asked.cpu_millis, before.cpu_millis),
+        memory_bytes: or(asked.memory_bytes, before.memory_bytes),
+        pids: or_short(asked.pids, before.pids),
+        disk_bytes: or(asked.disk_bytes, before.disk_bytes),
+    };
+    check_resources(&resources)?;
+    Ok(resources)
 }
 
 /// Whether another goal can be asked for now.
@@ -322,23 +471,28 @@ fn check_resources(resources: &Resources) -> Result<()> {
     Ok(())
 }
 
-fn deadline(request: &CreateSandbox, defaults: &Defaults, now_ms: i64) -> Result<(u64, Option<i64>)> {
-    let ttl = request.ttl.or(defaults.ttl).unwrap_or_default();
+fn deadlines(ttl: Option<Duration>, now_ms: i64) -> Result<Deadlines> {
+    let ttl = ttl.unwrap_or_default();
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     if ttl_ms > TTL_MS_MAX {
         return Err(invalid("the time to live is too long; zero means for ever"));
     }
     let expires_at_ms = (ttl_ms > 0).then(|| now_ms.saturating_add_unsigned(ttl_ms));
-    Ok((ttl_ms, expires_at_ms))
+    Ok(Deadlines { ttl_ms, expires_at_ms })
 }
 
 fn image_name(asked: Option<ImageName>, defaults: &Defaults) -> Result<ImageName> {
     let Some(name) = asked else { return Ok(defaults.image.clone()) };
+    check_allowed(&name, defaults)?;
+    Ok(name)
+}
+
+fn check_allowed(name: &ImageName, defaults: &Defaults) -> Result<()> {
     let allowed = &defaults.allowed_images;
-    if !allowed.is_empty() && !allowed.contains(&name) {
+    if !allowed.is_empty() && !allowed.contains(name) {
         return Err(Error::new(Kind::Forbidden, format!("image not allowed: {name}")));
     }
-    Ok(name)
+    Ok(())
 }
 
 /// The image that is meant: an image of the name, else, where the name is an alias, the default one.

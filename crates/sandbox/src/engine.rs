@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -98,6 +99,8 @@ pub struct Capabilities {
     /// Its agents know nothing until they are greeted: the greeting brings what a boot document would
     /// ([`sandhaus_protocol::hello::Guest`]).
     pub boots_by_greeting: bool,
+    /// How long a machine may take from the start until its agent can be dialled.
+    pub start_max: Duration,
     /// It can capture and restore memory.
     pub memory_snapshot: bool,
     /// It can capture a disk, and how.

@@ -65,3 +65,25 @@ pub fn hit(point: &str) {
         }
     }
 }
+
+/// Does something between the two points of a name.
+pub(crate) fn pass<T, E>(name: &str, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    hit_side(name, "before");
+    let done = act()?;
+    hit_side(name, "after");
+    Ok(done)
+}
+
+/// The same for what is waited for.
+pub(crate) async fn pass_async<T, E>(name: &str, act: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    hit_side(name, "before");
+    let done = act.await?;
+    hit_side(name, "after");
+    Ok(done)
+}
+
+fn hit_side(name: &str, side: &str) {
+    if is_armed() {
+        hit(&format!("{name}.{side}"));
+    }
+}

@@ -1,9 +1,12 @@
 //! What the service and the actor of one sandbox share: the mailbox, what the actor last published, the gate, the
 //! client of the agent, the deadline. Nothing here changes a sandbox.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicI64, AtomicU64, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
 };
 
 use futures::future::BoxFuture;
@@ -14,6 +17,7 @@ use crate::{
     error::{Error, Kind, Result},
     gate::Gate,
     publish::Bound,
+    snapshot::{CaptureMode, SnapshotKind},
     toolbox::{Base, Connect, Toolbox},
     types::*,
 };
@@ -58,8 +62,32 @@ pub(crate) enum Message {
         /// Told once it has, or cannot.
         reply: oneshot::Sender<Result<SandboxView>>,
     },
+    /// It is to be captured.
+    Capture(Box<Capturing>),
     /// If it is nobody's, nothing of it is to be left.
     Discard,
+}
+
+/// Somebody who wants what a sandbox is at one moment.
+#[derive(Debug)]
+pub(crate) struct Capturing {
+    /// What of it.
+    pub(crate) kind: SnapshotKind,
+    /// How it may be disturbed.
+    pub(crate) mode: CaptureMode,
+    /// The empty directory to write it into.
+    pub(crate) into: PathBuf,
+    /// Told once it is written, or cannot be.
+    pub(crate) reply: oneshot::Sender<Result<Captured>>,
+}
+
+/// What was captured.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    /// The row at that moment.
+    pub(crate) sandbox: Arc<Sandbox>,
+    /// The defaults of its image.
+    pub(crate) config: sandhaus_images::ImageConfig,
 }
 
 /// What an actor last made known.
@@ -84,6 +112,15 @@ pub(crate) struct Handle {
     /// How often the memory limit had struck at the last look; [`UNKNOWN`] before the first one at a sandbox that was
     /// there already when this process came.
     memory_kills: AtomicU64,
+}
+
+/// Whether a sandbox has a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// It has.
+    Already,
+    /// It may not have one yet.
+    NotYet,
 }
 
 /// Stands for a count that nobody has looked at.
@@ -130,6 +167,13 @@ impl Handle {
 
     pub(crate) fn uses_image(&self, digest: &str) -> bool {
         self.published.borrow().sandbox.spec.source.is(digest)
+    }
+
+    /// Whether it is made of this snapshot, and if so whether its own disk has been made of it.
+    pub(crate) fn made_of(&self, snapshot: &SnapshotId) -> Option<Made> {
+        let sandbox = &self.published.borrow().sandbox;
+        let made = if sandbox.holdings.disk.is_some() { Made::Already } else { Made::NotYet };
+        (sandbox.spec.source.snapshot() == Some(snapshot)).then_some(made)
     }
 
     pub(crate) fn is_named(&self, owner: &OwnerId, name: &str) -> bool {

@@ -25,6 +25,7 @@ use crate::{
     plan::{Host, Seen},
     pool::{self, Acquired, Acquisition, Claimed, Pool, PoolStatus},
     publish::{Bound, Publication},
+    snapshot::Snapshots,
     store::Store,
     toolbox::{Lease, Toolbox},
     types::*,
@@ -196,6 +197,7 @@ pub(crate) struct Shared {
     pub(crate) deadline_added: Notify,
     pub(crate) token: CancellationToken,
     pub(crate) workspaces: Workspaces,
+    pub(crate) snapshots: Arc<Snapshots>,
     tracker: TaskTracker,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Handle>>>,
     /// Images of sandboxes that are left alone because their engine is not there.
@@ -236,7 +238,9 @@ impl Shared {
     fn uses_image(&self, digest: &str) -> bool {
         let set_aside =
             self.set_aside.get().is_some_and(|sources| sources.iter().any(|source| source.is(digest)));
-        set_aside || self.sandboxes().values().any(|handle| handle.uses_image(digest))
+        set_aside
+            || self.snapshots.uses_image(digest)
+            || self.sandboxes().values().any(|handle| handle.uses_image(digest))
     }
 
     /// Whether `sandbox` may come to those that are there: what waits in the pool gives way to what somebody wants.
@@ -259,6 +263,13 @@ impl Shared {
             return Err(Error::new(Kind::Exists, format!("there is a sandbox named {name}")));
         }
         Ok(())
+    }
+
+    /// How long somebody may wait until a sandbox of this engine runs.
+    fn patience(&self, engine: &EngineName) -> Duration {
+        let engine = self.engines.get(engine);
+        let start_max = engine.map(|engine| engine.capabilities().start_max).unwrap_or_default();
+        self.config.settle_timeout.max(start_max)
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -293,13 +304,14 @@ impl Service {
     ) -> Result<Self> {
         let (path, id, span) = (instance.dir().join(STORE_FILE), instance.id().to_owned(), instance.span());
         let workspaces = config.workspaces.clone();
-        let (store, rows, workspaces) = tokio::task::spawn_blocking(move || {
+        let (store, rows, workspaces, snapshots) = tokio::task::spawn_blocking(move || {
+            let snapshots = Snapshots::open(path.parent().expect("the store lies in the data directory"))?;
             let store = match span {
                 Span::Lasting => Store::open(&path)?,
                 Span::Process => Store::open_in_memory(&id)?,
             };
             let rows = store.load()?;
-            Ok::<_, Error>((store, rows, Workspaces::open(&workspaces, span)))
+            Ok::<_, Error>((store, rows, Workspaces::open(&workspaces, span), snapshots))
         })
         .await
         .map_err(|error| Error::internal("open store", error))??;
@@ -316,11 +328,13 @@ impl Service {
             deadline_added: Notify::new(),
             token: CancellationToken::new(),
             workspaces,
+            snapshots,
             tracker: TaskTracker::new(),
             sandboxes: RwLock::default(),
             set_aside: OnceLock::new(),
         });
         adopt(&shared, rows).await?;
+        shared.collect_snapshots_soon();
         shared.spawn(clock::run(shared.clone()));
         shared.spawn(pool::keep(shared.clone()));
         Ok(Self { shared })
@@ -336,7 +350,15 @@ impl Service {
         let shared = &self.shared;
         let _busy = shared.pool.busy();
         let wanted_id = request.id.clone();
-        let sandbox = admission::admit(shared, request).await?;
+        // Held until the sandbox is among those that need it.
+        let (sandbox, _held) = match request.snapshot.clone() {
+            Some(name) => {
+                let (snapshot, held) =
+                    shared.snapshots.hold(&name).ok_or_else(|| shared.no_snapshot(&name))?;
+                (admission::admit_from(shared, request, &snapshot)?, Some(held))
+            }
+            None => (admission::admit(shared, request).await?, None),
+        };
         // What waits in the pool has its id already.
         let source = match wanted_id {
             Some(_) => Acquisition::Cold,
@@ -367,7 +389,7 @@ impl Service {
                     None => return Err(Error::new(Kind::Unavailable, "no free id was found")),
                 },
             };
-            return match tokio::time::timeout(shared.config.settle_timeout, answer).await {
+            return match tokio::time::timeout(shared.patience(&sandbox.spec.engine), answer).await {
                 Ok(Ok(Err(error)))
                     if error.kind() == Kind::Exists && wanted_id.is_none() && attempt < ID_ATTEMPTS_MAX =>
                 {
@@ -598,7 +620,8 @@ impl Service {
         if phase == Phase::Starting {
             let mut published = handle.published.subscribe();
             let up = published.wait_for(|published| published.phase != Phase::Starting);
-            phase = match tokio::time::timeout(self.shared.config.settle_timeout, up).await {
+            let patience = self.shared.config.settle_timeout.max(handle.engine.capabilities().start_max);
+            phase = match tokio::time::timeout(patience, up).await {
                 Ok(Ok(published)) => published.phase,
                 Ok(Err(_)) => return Err(gone(id)),
                 Err(_) => {
@@ -622,7 +645,8 @@ impl Service {
     async fn ask(&self, handle: &Handle, goal: Goal) -> Result<SandboxView> {
         let (reply, answer) = oneshot::channel();
         handle.tell(Message::SetGoal { goal, reply })?;
-        match tokio::time::timeout(self.shared.config.settle_timeout, answer).await {
+        let patience = self.shared.config.settle_timeout.max(handle.engine.capabilities().start_max);
+        match tokio::time::timeout(patience, answer).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(shutting_down()),
             Err(_) => {
@@ -687,13 +711,18 @@ async fn adopt(shared: &Arc<Shared>, rows: Vec<Sandbox>) -> Result<()> {
         found.extend(observed.into_iter().map(|observed| ((name.clone(), observed.id.clone()), observed)));
         shared.spawn(follow_exits(shared.clone(), name.clone(), exits, told));
     }
+    for digest in shared.snapshots.images() {
+        if let Err(error) = shared.images.tree(&digest).await {
+            tracing::error!(digest, %error, "the image that a snapshot lies over is not there");
+        }
+    }
     let mut set_aside = Vec::new();
     for row in rows {
         // Held from here on, so that no other process takes away what a sandbox stands on.
-        if let Source::Image { name, digest } = &row.spec.source
+        if let Some(digest) = row.spec.source.digest()
             && let Err(error) = shared.images.tree(digest).await
         {
-            tracing::error!(sandbox = %row.id, image = %name, %error, "the image of a sandbox is not there");
+            tracing::error!(sandbox = %row.id, digest, %error, "the image of a sandbox is not there");
         }
         let Some(engine) = shared.engines.get(&row.spec.engine).cloned() else {
             // Kept as it is: with its engine back it is found again.
@@ -790,6 +819,6 @@ pub(crate) fn shutting_down() -> Error {
 mod change;
 pub mod images;
 pub mod snapshots;
-mod transfer;
 #[cfg(test)]
 mod tests;
+mod transfer;

@@ -1,9 +1,17 @@
 //! Snapshots: what is left of a sandbox at one moment, for others to begin from. A named one stays until it is removed; one
 //! without a name stands behind a fork and goes with the last sandbox made of it.
 
+mod catalogue;
+mod steps;
+
 use serde::{Deserialize, Serialize};
 
-use crate::types::{EngineName, ImageName, SandboxId, SandboxSpec, SnapshotId, SnapshotName};
+pub use catalogue::images_of;
+pub(crate) use catalogue::{Held, Snapshots, Sync, Use};
+pub use steps::fault_points;
+pub(crate) use steps::{CaptureStep, Step};
+
+use crate::types::{EngineName, ImageName, SandboxId, SandboxSpec, SnapshotId, SnapshotName, Source};
 
 /// What a snapshot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,6 +59,14 @@ pub struct Snapshot {
     pub size_bytes: u64,
 }
 
+impl Snapshot {
+    /// Where the root of a sandbox that is made of it comes from.
+    pub(crate) fn source(&self) -> Source {
+        let memory = self.kind == SnapshotKind::Machine;
+        Source::Snapshot { id: self.id.clone(), memory, image: self.image.clone() }
+    }
+}
+
 /// A request for a snapshot.
 #[derive(Debug, Clone)]
 pub struct CreateSnapshot {
@@ -62,6 +78,15 @@ pub struct CreateSnapshot {
     pub kind: SnapshotKind,
     /// How it may disturb the sandbox.
     pub mode: CaptureMode,
+}
+
+/// What is done about a snapshot that has the wanted name already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Clash {
+    /// The new one is refused.
+    Refuse,
+    /// The new one takes its place as soon as it is whole; until then the name means the old one.
+    Replace,
 }
 
 /// A snapshot as a store has it.

@@ -36,7 +36,8 @@ use super::{
     first_process::is_agent,
     image_file,
     launcher_client::{self, LaunchError, LauncherClient},
-    layer_copy, network, removal,
+    layer_copy,
+    network, removal,
     steps::{self, DestroyStep, LaunchStep, Moment, StartStep, Step, StopStep},
     wire::{LaunchDescriptors, LaunchFailure, LaunchRequest, LayerMapping},
 };
@@ -281,6 +282,7 @@ impl Inner {
             freeze: true,
             image_form: ImageForm::Layers,
             boots_by_greeting: false,
+            start_max: LAUNCH_MAX,
             memory_snapshot: false,
             disk_snapshot: DiskSnapshot::None,
             portable_snapshots: false,

@@ -13,7 +13,7 @@ use sandhaus_protocol::{
 
 use super::{Actor, Ask};
 use crate::{
-    engine::{Boot, Capture, EngineResult, RunState, StopMode},
+    engine::{Boot, Capture, EngineResult, ImageForm, RunState, StopMode},
     error::{Error, Kind, Result},
     machine::machine_spec,
     plan::{self, Host, Step, Wanted},
@@ -28,7 +28,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(2);
 const ENGINE_CALL_MAX: Duration = Duration::from_secs(60);
 
 /// How long the capture of memory or a disk may take.
-const CAPTURE_MAX: Duration = Duration::from_secs(900);
+pub(super) const CAPTURE_MAX: Duration = Duration::from_secs(900);
 
 /// Random bytes that a virtual machine gets with each greeting.
 const ENTROPY_BYTES: usize = 64;
@@ -49,7 +49,7 @@ impl Actor {
         Ok(())
     }
 
-    async fn act(&mut self, step: Step, wanted: &Wanted) -> Result<()> {
+    pub(super) async fn act(&mut self, step: Step, wanted: &Wanted) -> Result<()> {
         let id = &self.handle.id;
         let engine = &self.handle.engine;
         match step {
@@ -64,11 +64,7 @@ impl Actor {
             | Step::Lose => Ok(()),
             Step::Enroll => self.shared.store.insert(&self.sandbox).await,
             Step::Observe => self.observe().await,
-            Step::Materialize => {
-                let tree = self.tree().await?;
-                let spec = machine_spec(&self.sandbox, wanted.generation.next(), &tree);
-                within(ENGINE_CALL_MAX, "make disk", engine.materialize(&spec)).await
-            }
+            Step::Materialize => self.materialize(wanted).await,
             Step::Start => self.start(wanted, Boot::Cold).await,
             Step::Restore => {
                 let image = self.memory_image(wanted)?;
@@ -174,8 +170,60 @@ impl Actor {
     async fn start(&self, wanted: &Wanted, boot: Boot) -> Result<()> {
         let tree = self.tree().await?;
         let mut spec = machine_spec(&self.sandbox, wanted.generation, &tree);
+        spec.snapshot = self.snapshot()?;
         spec.workspace = self.workspace().await?;
-        within(ENGINE_CALL_MAX, "start machine", self.handle.engine.start(&spec, boot)).await
+        let engine = &self.handle.engine;
+        let limit = engine.capabilities().start_max.max(ENGINE_CALL_MAX);
+        within(limit, "start machine", engine.start(&spec, boot)).await
+    }
+
+    /// Makes the disk, and for one that goes on where a snapshot's machine was the memory image too.
+    async fn materialize(&self, wanted: &Wanted) -> Result<()> {
+        let generation = wanted.generation.next();
+        let tree = self.tree().await?;
+        let mut spec = machine_spec(&self.sandbox, generation, &tree);
+        spec.snapshot = self.snapshot()?;
+        // It may have to copy what the snapshot has.
+        let limit = if spec.snapshot.is_some() { CAPTURE_MAX } else { ENGINE_CALL_MAX };
+        within(limit, "make disk", self.handle.engine.materialize(&spec)).await?;
+        match spec.snapshot {
+            Some(snapshot) if wanted.warm => self.link_memory(snapshot, generation).await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Makes the memory image that it begins with: another name for what the snapshot has.
+    async fn link_memory(&self, snapshot: PathBuf, generation: Generation) -> Result<()> {
+        let dir = self.memory_dir();
+        remove_dir(dir.clone()).await?;
+        blocking("make memory image", move || {
+            let (aside, image) = (dir.join("new"), dir.join(generation.to_string()));
+            fs_err::create_dir_all(&aside)?;
+            for entry in fs_err::read_dir(&snapshot)? {
+                let entry = entry?;
+                // What else there is belongs to the disk, which the engine has made.
+                if entry.file_type()?.is_file() {
+                    fs_err::hard_link(entry.path(), aside.join(entry.file_name()))?;
+                }
+            }
+            fs_err::rename(&aside, &image)
+        })
+        .await
+    }
+
+    /// Where the snapshot lies that it is made of. One that all of its sandboxes have what they need of is not there any
+    /// more, and no engine that leaves it at that asks for it.
+    fn snapshot(&self) -> Result<Option<PathBuf>> {
+        let Some(id) = self.sandbox.spec.source.snapshot() else { return Ok(None) };
+        let dir = self.shared.snapshots.machine(id);
+        let standalone = self.handle.engine.capabilities().image_form == ImageForm::Disk;
+        let made = self.sandbox.holdings.disk.is_some();
+        match dir {
+            None if !standalone || !made => {
+                Err(Error::new(Kind::NotFound, "the snapshot that it is made of is missing on the host"))
+            }
+            dir => Ok(dir),
+        }
     }
 
     /// Where the workspace is that it shows, made if need be.
@@ -186,13 +234,18 @@ impl Actor {
         taken.map_err(|error| Error::internal("take workspace", error))?.map(Some)
     }
 
-    async fn tree(&self) -> Result<Arc<Tree>> {
+    pub(super) async fn tree(&self) -> Result<Arc<Tree>> {
         match &self.sandbox.spec.source {
-            Source::Image { digest, .. } => self.shared.images.tree(digest).await,
-            Source::Snapshot { id, .. } => Err(Error::new(
-                Kind::Unsupported,
-                format!("sandboxes of snapshots (here {id}) are not supported"),
-            )),
+            Source::Image { digest, .. } | Source::Snapshot { image: Some((_, digest)), .. } => {
+                self.shared.images.tree(digest).await
+            }
+            Source::Snapshot { id, image: None, .. } => {
+                let snapshot = self.shared.snapshots.get(id);
+                let config = snapshot.map(|snapshot| snapshot.config.clone()).ok_or_else(|| {
+                    Error::new(Kind::NotFound, "the snapshot that it is made of is missing on the host")
+                })?;
+                Ok(Arc::new(Tree { layers: Vec::new(), binds: Vec::new(), config, disk: None }))
+            }
         }
     }
 
@@ -321,7 +374,11 @@ impl Actor {
     }
 }
 
-async fn within<T>(limit: Duration, what: &str, call: impl Future<Output = EngineResult<T>>) -> Result<T> {
+pub(super) async fn within<T>(
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = EngineResult<T>>,
+) -> Result<T> {
     match tokio::time::timeout(limit, call).await {
         Ok(result) => result.map_err(Error::from),
         Err(_) => Err(Error::new(Kind::Timeout, format!("{what} took too long"))),
