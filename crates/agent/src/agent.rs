@@ -47,6 +47,8 @@ pub(crate) enum Standing {
         /// Its generation.
         generation: u64,
     },
+    /// In a virtual machine: whom it serves can change, which [`crate::guest`] keeps; it starts processes as the workload.
+    Guest,
     /// By hand, as the current user.
     ByHand,
 }
@@ -56,6 +58,14 @@ struct Environment {
     variables: BTreeMap<String, String>,
     /// A greeting has brought some of them.
     greeted_with: bool,
+}
+
+impl Environment {
+    /// Puts the variables of a greeting over the others.
+    fn adopt(&mut self, given: BTreeMap<String, String>) {
+        self.greeted_with |= !given.is_empty();
+        self.variables.extend(given);
+    }
 }
 
 /// The agent.
@@ -87,6 +97,19 @@ impl Agent {
         Self::new(standing, config.env, config.workdir, config.user, ShellChoice::Preferred(config.shell))
     }
 
+    /// The agent of a virtual machine that was just told this.
+    pub(crate) fn guest(config: BootConfig, greeting: BTreeMap<String, String>) -> Arc<Self> {
+        let agent = Self::new(
+            Standing::Guest,
+            config.env,
+            config.workdir,
+            config.user,
+            ShellChoice::Preferred(config.shell),
+        );
+        agent.variables().adopt(greeting);
+        agent
+    }
+
     /// An agent of the current user.
     pub(crate) fn by_hand(
         env: BTreeMap<String, String>,
@@ -104,16 +127,7 @@ impl Agent {
         workload: Workload,
         shell: ShellChoice,
     ) -> Arc<Self> {
-        let defaults = [
-            ("PATH", DEFAULT_PATH),
-            ("HOME", &workload.home),
-            ("USER", &workload.name),
-            ("LOGNAME", &workload.name),
-            ("LANG", "C.UTF-8"),
-        ];
-        for (name, value) in defaults {
-            env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
-        }
+        fill_in(&mut env, &workload);
         Arc::new(Self {
             standing,
             environment: Mutex::new(Environment { variables: env, greeted_with: false }),
@@ -140,7 +154,7 @@ impl Agent {
 
     /// Takes the variables of a greeting. A default shell that waits already was started without them, and nothing has
     /// run in it yet: another takes its place.
-    fn adopt_variables(&self, given: BTreeMap<String, String>) -> Result<()> {
+    pub(crate) fn adopt_variables(&self, given: BTreeMap<String, String>) -> Result<()> {
         if given.is_empty() {
             return Ok(());
         }
@@ -158,16 +172,32 @@ impl Agent {
                 false => Err(Error::conflict("this sandbox has its variables already")),
             };
         }
-        environment.greeted_with = true;
-        environment.variables.extend(given);
+        environment.adopt(given);
         drop(environment);
         self.shells.renew_default()
+    }
+
+    /// Takes the variables of a machine that is another now. What runs goes on with its own, and so does the default shell,
+    /// unless nothing has run in it yet.
+    pub(crate) fn replace_variables(
+        &self,
+        mut boot: BTreeMap<String, String>,
+        greeting: BTreeMap<String, String>,
+    ) -> Result<()> {
+        fill_in(&mut boot, &self.workload);
+        let mut new = Environment { variables: boot, greeted_with: false };
+        new.adopt(greeting);
+        let mut environment = self.variables();
+        let changed = environment.variables != new.variables;
+        *environment = new;
+        drop(environment);
+        if changed { self.shells.renew_unused_default() } else { Ok(()) }
     }
 
     /// Whom a new process must become; `None` by hand.
     pub(crate) fn spawn_identity(&self) -> Option<&Workload> {
         match self.standing {
-            Standing::Init { .. } => Some(&self.workload),
+            Standing::Init { .. } | Standing::Guest => Some(&self.workload),
             Standing::ByHand => None,
         }
     }
@@ -201,7 +231,8 @@ pub(crate) async fn hello(
 ) -> Result<Json<HelloReply>> {
     let (sandbox_id, generation) = match &agent.standing {
         Standing::Init { sandbox_id, generation } => (sandbox_id.clone(), *generation),
-        Standing::ByHand => (request.sandbox_id.clone(), request.generation),
+        // A guest's greetings never come here.
+        Standing::Guest | Standing::ByHand => (request.sandbox_id.clone(), request.generation),
     };
     if request.sandbox_id != sandbox_id || request.generation != generation {
         return Err(Error::conflict(format_args!(
@@ -212,15 +243,38 @@ pub(crate) async fn hello(
     if agent.standing != Standing::ByHand {
         agent.adopt_variables(request.env)?;
     }
-    Ok(Json(HelloReply {
-        protocol: request.protocol.min(PROTOCOL_VERSION),
+    Ok(Json(reply(&agent, request.protocol, sandbox_id, generation)))
+}
+
+/// What a greeting is answered with.
+pub(crate) fn reply(agent: &Agent, protocol: u32, sandbox_id: String, generation: u64) -> HelloReply {
+    let mut features = FEATURES.to_vec();
+    if agent.standing == Standing::Guest {
+        features.push(Feature::Guest);
+    }
+    HelloReply {
+        protocol: protocol.min(PROTOCOL_VERSION),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         sandbox_id,
         generation,
-        features: FEATURES.to_vec(),
+        features,
         cwd: agent.shells.default_cwd().unwrap_or_else(|| agent.workdir.clone()),
         clock_skew_ns: None,
-    }))
+    }
+}
+
+/// What every process finds, whatever its sandbox says nothing about.
+fn fill_in(env: &mut BTreeMap<String, String>, workload: &Workload) {
+    let defaults = [
+        ("PATH", DEFAULT_PATH),
+        ("HOME", &workload.home),
+        ("USER", &workload.name),
+        ("LOGNAME", &workload.name),
+        ("LANG", "C.UTF-8"),
+    ];
+    for (name, value) in defaults {
+        env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
 }
 
 /// Removes what a process must not inherit from the agent's own environment when it runs by hand.

@@ -1,9 +1,10 @@
 //! How the agent starts: the command line, the runtime, the signals, the end.
 
 use std::{
+    ffi::{OsStr, OsString},
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -13,7 +14,8 @@ use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
     agent::{Agent, current_environment},
-    http::{self, Listener},
+    guest::{self, Network},
+    http::{self, Door, Listener},
     shell::dialect::ShellChoice,
     sys::{self, Interest, Signals},
 };
@@ -29,10 +31,16 @@ sandhaus-agent: the daemon inside a sandbox
 
 Usage:
   sandhaus-agent --init
+  sandhaus-agent --guest [--listen HOST:PORT] [--network]
+  sandhaus-agent --guest-init
   sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR] [--shell PATH]
 
 Options:
   --init           Serve as PID 1: listening socket on descriptor 3, boot document on 4
+  --guest          Serve as root's service in a virtual machine, to whom its host says
+                   [default address: 0.0.0.0:2280]
+  --network        Give the machine its address, if nothing else does
+  --guest-init     Serve as a virtual machine's first process; so does PID 1 called init
   --listen ADDR    Serve by hand, as the current user
   --workdir DIR    Where shells and processes start [default: the current directory]
   --shell PATH     Shell of persistent sessions [default: bash if there is one, else sh]
@@ -44,6 +52,8 @@ Options:
 #[derive(Debug, PartialEq, Eq)]
 enum Order {
     Init,
+    Guest { listen: Option<SocketAddr>, network: Network },
+    GuestInit,
     Listen { address: Address, workdir: Option<PathBuf>, shell: Option<String> },
     Version,
     Help,
@@ -58,11 +68,13 @@ enum Address {
 impl Order {
     fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut arguments = arguments;
-        let (mut address, mut workdir, mut shell, mut init) = (None, None, None, false);
+        let (mut address, mut workdir, mut shell) = (None, None, None);
+        let (mut modes, mut network) = (Vec::new(), Network::Elsewhere);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
-                "--init" => init = true,
+                "--init" | "--guest" | "--guest-init" => modes.push(argument),
+                "--network" => network = Network::Agent,
                 "--listen" => address = Some(Address::parse(&value()?)?),
                 "--workdir" => workdir = Some(PathBuf::from(value()?)),
                 "--shell" => shell = Some(value()?),
@@ -71,12 +83,32 @@ impl Order {
                 other => return Err(format!("unknown argument {other}; try --help")),
             }
         }
-        match (init, address) {
-            (true, None) if workdir.is_none() && shell.is_none() => Ok(Self::Init),
-            (true, _) => Err("--init takes no other arguments".to_owned()),
-            (false, Some(address)) => Ok(Self::Listen { address, workdir, shell }),
-            (false, None) => Err("neither --init nor --listen given; try --help".to_owned()),
+        let modes: Vec<&str> = modes.iter().map(String::as_str).collect();
+        let by_hand = workdir.is_some() || shell.is_some();
+        match (modes.as_slice(), address) {
+            (["--guest"], Some(Address::Unix(_))) => Err("--guest listens on TCP".to_owned()),
+            (["--guest"], address) if !by_hand => {
+                let listen = address.and_then(|address| match address {
+                    Address::Tcp(address) => Some(address),
+                    Address::Unix(_) => None,
+                });
+                Ok(Self::Guest { listen, network })
+            }
+            ([], _) | (["--init" | "--guest-init"], _) if network == Network::Agent => {
+                Err("--network goes with --guest".to_owned())
+            }
+            (["--init"], None) if !by_hand => Ok(Self::Init),
+            (["--guest-init"], None) if !by_hand => Ok(Self::GuestInit),
+            ([], Some(address)) => Ok(Self::Listen { address, workdir, shell }),
+            ([], None) => Err("none of --init, --guest, --guest-init, --listen given; try --help".to_owned()),
+            (modes, _) => Err(format!("{} cannot be given with these other arguments", modes.join(" "))),
         }
+    }
+
+    /// The kernel starts its first process by a path alone, with words of its command line as arguments.
+    fn of_first_process(program: Option<&OsStr>) -> Option<Self> {
+        let name = Path::new(program?).file_name()?;
+        (name == "init" && sys::is_first_process()).then_some(Self::GuestInit)
     }
 }
 
@@ -92,11 +124,20 @@ impl Address {
 }
 
 /// Runs the agent to its end.
-pub(crate) fn run(arguments: impl Iterator<Item = String>) -> io::Result<()> {
-    match Order::parse(arguments).map_err(io::Error::other)? {
+pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
+    let program = arguments.next();
+    let order = match Order::of_first_process(program.as_deref()) {
+        Some(order) => order,
+        // What is no text is no argument of ours, and shown as far as it is.
+        None => Order::parse(arguments.map(|argument| argument.to_string_lossy().into_owned()))
+            .map_err(io::Error::other)?,
+    };
+    match order {
         Order::Help => io::stdout().write_all(HELP.as_bytes()),
         Order::Version => writeln!(io::stdout(), "sandhaus-agent {}", env!("CARGO_PKG_VERSION")),
         Order::Init => run_init(),
+        Order::Guest { listen, network } => guest::run(listen, network),
+        Order::GuestInit => guest::run_first(),
         Order::Listen { address, workdir, shell } => run_by_hand(&address, workdir, shell),
     }
 }
@@ -106,7 +147,7 @@ fn run_init() -> io::Result<()> {
     let warm_shell = start.config.warm_shell;
     let entrypoint = start.config.entrypoint.clone();
     let agent = Agent::init(start.config);
-    runtime(&agent.workload)?.block_on(async {
+    runtime_of(&agent)?.block_on(async {
         let listener = Listener::Unix(UnixListener::from_std(start.listener)?);
         if warm_shell {
             agent.warm_shell();
@@ -133,7 +174,7 @@ fn run_by_hand(address: &Address, workdir: Option<PathBuf>, shell: Option<String
         Workload { uid, gid, name: value("USER", "root"), home: value("HOME", "/"), unprivileged: false };
     let shell = shell.map_or(ShellChoice::Preferred(ShellPreference::Bash), ShellChoice::Program);
     let agent = Agent::by_hand(env, workdir, user, shell);
-    runtime(&agent.workload)?.block_on(async {
+    runtime_of(&agent)?.block_on(async {
         let listener = match address {
             Address::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await?),
             Address::Unix(path) => Listener::Unix(UnixListener::bind(path)?),
@@ -147,18 +188,23 @@ fn run_by_hand(address: &Address, workdir: Option<PathBuf>, shell: Option<String
     })
 }
 
-fn runtime(workload: &Workload) -> io::Result<tokio::runtime::Runtime> {
-    let workload = workload.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn runtime_of(agent: &Agent) -> io::Result<tokio::runtime::Runtime> {
+    let workload = agent.workload.clone();
+    let runtime = runtime(move || sys::enter_workload_thread(&workload))?;
+    // The first file thread exists before any limit can refuse it.
+    runtime.spawn_blocking(|| {});
+    Ok(runtime)
+}
+
+/// The runtime of every kind of agent; `enter` is run by each of its threads for files.
+pub(crate) fn runtime(enter: impl Fn() + Send + Sync + 'static) -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS_MAX)
         // Threads stay: once a limit on processes bites, a thread that is there still serves.
         .thread_keep_alive(Duration::MAX)
-        .on_thread_start(move || sys::enter_workload_thread(&workload))
-        .build()?;
-    // The first file thread exists before any limit can refuse it.
-    runtime.spawn_blocking(|| {});
-    Ok(runtime)
+        .on_thread_start(enter)
+        .build()
 }
 
 /// Serves and reaps until someone who may says it is enough.
@@ -166,7 +212,8 @@ async fn serve(agent: Arc<Agent>, listener: Listener) -> io::Result<()> {
     let signals = Signals::new()?;
     // Ends that came before the signals were listened to.
     agent.children.reap();
-    let server = tokio::spawn(http::serve(Arc::clone(&agent), listener));
+    let server =
+        tokio::spawn(http::serve(Door::Open(http::routes().with_state(Arc::clone(&agent))), listener));
     while signals.next().await? == Interest::Child {
         agent.children.reap();
     }
@@ -198,6 +245,24 @@ mod tests {
         for wrong in
             ["", "--listen", "--listen nowhere", "--init --workdir /w", "--init --listen unix:/a", "x"]
         {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse("--guest"), Ok(Order::Guest { listen: None, network: Network::Elsewhere }));
+        let listen = Some("0.0.0.0:1".parse().expect("a valid address"));
+        assert_eq!(
+            parse("--guest --listen 0.0.0.0:1 --network"),
+            Ok(Order::Guest { listen, network: Network::Agent })
+        );
+        assert_eq!(parse("--guest-init"), Ok(Order::GuestInit));
+        for wrong in [
+            "--guest --init",
+            "--guest --guest",
+            "--guest --listen unix:/a",
+            "--guest --shell /s",
+            "--guest-init --network",
+            "--init --network",
+            "--listen 127.0.0.1:1 --network",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

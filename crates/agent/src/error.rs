@@ -75,6 +75,22 @@ impl Error {
         Self::new(StatusCode::REQUEST_TIMEOUT, "PROCESS_EXECUTION_TIMEOUT", message)
     }
 
+    /// 401.
+    pub(crate) fn unauthorized(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", format!("unauthorized: {message}"))
+    }
+
+    /// 403.
+    pub(crate) fn forbidden(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "FORBIDDEN", format!("forbidden: {message}"))
+    }
+
+    /// 503 of an agent that knows nobody yet.
+    pub(crate) fn not_greeted() -> Self {
+        let message = "not greeted: this machine's agent serves nobody before its host has said who it is";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, sandhaus_protocol::guest::NOT_GREETED, message)
+    }
+
     /// 503: not now, try again.
     pub(crate) fn unavailable(message: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message.to_string())

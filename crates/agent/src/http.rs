@@ -1,14 +1,14 @@
 //! The routes, the accept loop and the error body. Every answer that is not a success has the body of the
 //! compatible contract, whoever refused: a route, an extractor or the router.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, State},
     http::{HeaderValue, Method, StatusCode, header},
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use http_body_util::BodyExt as _;
@@ -26,6 +26,7 @@ use crate::{
     error::Error,
     execute,
     files::{self, multipart, search, transfer},
+    guest::Guest,
     process, pty, script,
     session::routes as sessions,
     shell,
@@ -64,7 +65,8 @@ impl Listener {
     }
 }
 
-fn routes() -> Router<Arc<Agent>> {
+/// The routes of the agent proper.
+pub(crate) fn routes() -> Router<Arc<Agent>> {
     Router::new()
         .route("/sandhaus/hello", post(agent::hello))
         .route("/sandhaus/script", post(script::exec))
@@ -113,14 +115,21 @@ fn routes() -> Router<Arc<Agent>> {
         .route("/work-dir", get(workdir))
         .route("/project-dir", get(workdir))
         .route("/user-home-dir", get(home))
-        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
+        .layer(body_limit())
 }
 
-async fn version() -> axum::Json<serde_json::Value> {
+/// How large a JSON body may be.
+pub(crate) fn body_limit() -> DefaultBodyLimit {
+    DefaultBodyLimit::max(JSON_BYTES_MAX)
+}
+
+/// `GET /version`.
+pub(crate) async fn version() -> axum::Json<serde_json::Value> {
     axum::Json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))
 }
 
-async fn health() -> axum::Json<serde_json::Value> {
+/// `GET /health`.
+pub(crate) async fn health() -> axum::Json<serde_json::Value> {
     axum::Json(serde_json::json!({ "status": "ok" }))
 }
 
@@ -132,24 +141,58 @@ async fn home(State(agent): State<Arc<Agent>>) -> axum::Json<serde_json::Value> 
     axum::Json(serde_json::json!({ "dir": agent.workload.home }))
 }
 
+/// Which routes a request meets.
+#[derive(Clone)]
+pub(crate) enum Door {
+    /// Always the same.
+    Open(Router),
+    /// Those that a virtual machine's agent has for this peer at present.
+    Guest {
+        /// The agent.
+        guest: Arc<Guest>,
+        /// Its routes that do not depend on a sandbox.
+        reception: Router,
+    },
+}
+
+impl Door {
+    async fn answer(&self, peer: Option<SocketAddr>, mut request: axum::extract::Request) -> Response {
+        let mut router = match (self, peer) {
+            (Self::Open(router), _) => router.clone(),
+            // Never: such an agent listens on TCP alone.
+            (Self::Guest { .. }, None) => return Error::unauthorized("nobody is known here").into_response(),
+            (Self::Guest { guest, reception }, Some(peer)) => {
+                request.extensions_mut().insert(peer);
+                match guest.admit(peer, request.uri().path(), request.headers(), reception) {
+                    Ok(router) => router,
+                    Err(error) => return error.into_response(),
+                }
+            }
+        };
+        match router.call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
 /// Accepts connections for ever.
-pub(crate) async fn serve(agent: Arc<Agent>, listener: Listener) {
-    let router = routes().with_state(agent);
+pub(crate) async fn serve(door: Door, listener: Listener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places).acquire_owned().await;
         let accepted = match &listener {
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 // Frames are small and wanted at once.
                 let _ = stream.set_nodelay(true);
-                Stream::Tcp(stream)
+                Stream::Tcp(stream, peer)
             }),
         };
-        let router = router.clone();
+        let door = door.clone();
         match accepted {
-            Ok(Stream::Unix(stream)) => drop(tokio::spawn(connection(stream, router, place))),
-            Ok(Stream::Tcp(stream)) => drop(tokio::spawn(connection(stream, router, place))),
+            Ok(Stream::Unix(stream)) => drop(tokio::spawn(connection(stream, None, door, place))),
+            Ok(Stream::Tcp(stream, peer)) => drop(tokio::spawn(connection(stream, Some(peer), door, place))),
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
@@ -157,23 +200,21 @@ pub(crate) async fn serve(agent: Arc<Agent>, listener: Listener) {
 
 enum Stream {
     Unix(tokio::net::UnixStream),
-    Tcp(tokio::net::TcpStream),
+    Tcp(tokio::net::TcpStream, SocketAddr),
 }
 
 async fn connection<P>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    router: Router,
+    peer: Option<SocketAddr>,
+    door: Door,
     _place: P,
 ) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let mut router = router.clone();
+        let door = door.clone();
         async move {
             let request = request.map(Body::new);
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-            let response = match router.call(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            };
+            let response = door.answer(peer, request).await;
             Ok::<_, Infallible>(finish(response, &method, &path).await)
         }
     });

@@ -1,8 +1,9 @@
-//! `sandhaus-agent`: the daemon inside a sandbox. One HTTP API, on an inherited Unix socket as PID 1 of a container
-//! or on an address of its own: persistent shells, processes, sessions, terminals, files.
+//! `sandhaus-agent`: the daemon inside a sandbox. One HTTP API, on an inherited Unix socket as PID 1 of a container,
+//! on TCP in a virtual machine, or on an address of its own: persistent shells, processes, sessions, terminals, files.
 //!
-//! Read in this order: [`boot`] (how it starts), [`http`] (the routes), [`agent`] (its state), [`ring`] and [`frames`]
-//! (how output is kept and streamed), [`shell`], [`process`], [`sys`] (the operating system).
+//! Read in this order: [`boot`] (how it starts), [`guest`] (in a virtual machine), [`http`] (the routes), [`agent`] (its
+//! state), [`ring`] and [`frames`] (how output is kept and streamed), [`shell`], [`process`], [`sys`] (the operating
+//! system).
 //! It knows no sandbox engine, no user and no other sandbox.
 
 mod accounts;
@@ -13,6 +14,7 @@ mod error;
 mod execute;
 mod files;
 mod frames;
+mod guest;
 mod http;
 mod process;
 mod pty;
@@ -26,7 +28,7 @@ mod websocket;
 use std::{io::Write, process::ExitCode};
 
 fn main() -> ExitCode {
-    match boot::run(std::env::args().skip(1)) {
+    match boot::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed; the exit status still tells.

@@ -41,6 +41,9 @@ const NAME_BYTES_MAX: usize = 128;
 /// A command whose text is at least so long is not kept in the shell's memory file.
 const LARGE_BYTES: usize = 16 * 1024;
 
+/// Number of a shell's first command.
+const FIRST_EXEC: u64 = 1;
+
 /// The shells by name.
 #[derive(Default)]
 pub(crate) struct Shells {
@@ -110,8 +113,12 @@ impl Shells {
             return Err(Error::too_many(format_args!("there are {SHELLS_MAX} shells already")));
         }
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
-        let state =
-            ShellState { cwd: agent.workdir.clone(), next_exec: 1, running: None, execs: VecDeque::new() };
+        let state = ShellState {
+            cwd: agent.workdir.clone(),
+            next_exec: FIRST_EXEC,
+            running: None,
+            execs: VecDeque::new(),
+        };
         let log = Log::new(RING_BYTES, Arc::new(Notify::new()));
         let shell = Arc::new(Shell { name: name.to_owned(), log, queue, state: Mutex::new(state) });
         let driver = Driver::start(agent, &shell, receiver)?;
@@ -125,6 +132,14 @@ impl Shells {
         let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(shell) = by_name.get(DEFAULT) else { return Ok(()) };
         shell.queue.try_send(Order::Renew).map_err(|_| Error::too_many("the default shell is busy"))
+    }
+
+    /// The same, unless a command was given to it already.
+    pub(crate) fn renew_unused_default(&self) -> Result<()> {
+        let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = by_name.get(DEFAULT).is_none_or(|shell| shell.state().next_exec > FIRST_EXEC);
+        drop(by_name);
+        if used { Ok(()) } else { self.renew_default() }
     }
 
     /// Where the default shell is.

@@ -1,4 +1,4 @@
-//! The first moments: as PID 1 of a container, or by hand.
+//! The first moments: as PID 1 of a container, in a virtual machine, or by hand.
 
 #![expect(unsafe_code, reason = "inherited descriptors are known by number only")]
 
@@ -21,6 +21,9 @@ use super::signals;
 
 /// Descriptors the agent may use at most; its children get the limits it was started with.
 const OPEN_FILES_MAX: u64 = 65_536;
+
+/// How unwilling the kernel of a virtual machine is to end the agent when memory runs out.
+const OOM_SCORE: &str = "-900";
 
 /// What PID 1 inherits.
 pub(crate) struct InheritedStart {
@@ -67,6 +70,19 @@ pub(crate) fn prepare_by_hand() -> io::Result<()> {
     signals::reset();
     rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    close_on_exec_from(3);
+    common();
+    Ok(())
+}
+
+/// Start-up in a virtual machine, as root. Its processes' orphans come to it, as do their ends.
+pub(crate) fn prepare_guest() -> io::Result<()> {
+    signals::reset();
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    // Its own children get a score that makes them go first.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     close_on_exec_from(3);
     common();
     Ok(())

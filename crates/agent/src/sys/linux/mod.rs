@@ -5,20 +5,32 @@
 mod changes;
 mod channel;
 mod children;
+mod disks;
+mod first;
 mod identity;
 mod init;
+mod initramfs;
+mod machine;
+mod network;
 mod places;
 
 mod signals;
 mod spawn;
 mod terminal;
 mod tree;
+mod uevents;
 
 pub(crate) use changes::{Removal, Upload, make_folder, make_link, move_file, remove, set_mode, set_owner};
 pub(crate) use channel::Channel;
 pub(crate) use children::{Child, Children, Ending};
+pub(crate) use first::{begin_machine, is_first_process, say};
 pub(crate) use identity::{enter_workload_thread, own_ids};
-pub(crate) use init::{prepare_by_hand, take_inherited};
+pub(crate) use init::{prepare_by_hand, prepare_guest, take_inherited};
+pub(crate) use machine::{
+    ask_systemd_for_power_off, bare_command, flush_disks, freeze_root, seed_random, set_clock, set_host_name,
+    sever_connections, switch_off, thaw_root,
+};
+pub(crate) use network::configure_network;
 pub(crate) use places::{Entry, EntryKind, Place, open_directory, open_regular_below};
 pub(crate) use signals::{
     Interest, Signals, signal_group, signal_pids, stop_with_children, terminate_everything,

@@ -16,6 +16,10 @@ use super::{channel, tree};
 /// The last signal number.
 const SIGNAL_MAX: libc::c_int = 64;
 
+/// The signal that systemd as the first process understands as "switch off": `SIGRTMIN+4`. That of busybox and others is
+/// SIGUSR2.
+pub(super) const SYSTEMD_POWER_OFF: libc::c_int = 38;
+
 /// What the agent reacts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interest {
@@ -66,11 +70,25 @@ pub(super) fn reset() {
 impl Signals {
     /// Listens. Needs the runtime, and all signals blocked.
     pub(crate) fn new() -> io::Result<Self> {
+        let ends = if rustix::process::getpid().is_init() { Ends::FromOutside } else { Ends::FromAnyone };
+        Self::of(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT], ends)
+    }
+
+    /// The same for the first process of a machine. Only its root can send it signals, and could as well switch the machine
+    /// off itself.
+    pub(crate) fn of_machine() -> io::Result<Self> {
+        Self::of(
+            &[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR2, SYSTEMD_POWER_OFF],
+            Ends::FromAnyone,
+        )
+    }
+
+    fn of(numbers: &[libc::c_int], ends: Ends) -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initialises the set; the others only add to it. signalfd gives a new descriptor.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for number in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT] {
+            for number in numbers.iter().copied() {
                 libc::sigaddset(set.as_mut_ptr(), number);
             }
             libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
@@ -80,7 +98,6 @@ impl Signals {
         }
         // SAFETY: the descriptor was just made and belongs to nobody else.
         let fd = channel::watch(unsafe { OwnedFd::from_raw_fd(fd) }, tokio::io::Interest::READABLE)?;
-        let ends = if rustix::process::getpid().is_init() { Ends::FromOutside } else { Ends::FromAnyone };
         Ok(Self { fd, ends })
     }
 
