@@ -3,18 +3,19 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     os::unix::ffi::OsStrExt,
     path::Path,
 };
 
 use rustix::{
     fs::{Mode, OFlags},
-    net::{AddressFamily, SocketFlags, SocketType, sockopt},
-    thread::ThreadNameSpaceType,
+    net::{AddressFamily, SocketFlags, SocketType},
 };
 use sandhaus_sandbox::engine::{EngineError, EngineResult, GuestStream};
-use tokio::net::{TcpSocket, UnixStream};
+use tokio::net::UnixStream;
+
+use crate::net;
 
 /// The agent's socket in a machine's directory.
 pub(super) const AGENT_SOCKET: &str = "agent.sock";
@@ -55,7 +56,7 @@ pub(super) async fn tcp(process: &OwnedFd, own: Option<Ipv4Addr>, port: u16) -> 
     let own = own.map(IpAddr::V4);
     let places = [Some(Ipv4Addr::LOCALHOST.into()), Some(Ipv6Addr::LOCALHOST.into()), own];
     for address in places.into_iter().flatten() {
-        match tcp_at(process, SocketAddr::new(address, port)).await {
+        match net::dial(process, SocketAddr::new(address, port)).await {
             // Nobody listens there, or the machine does not speak that version.
             Err(error) if is_refusal(&error) => {}
             other => return other.map_err(not_there),
@@ -67,29 +68,6 @@ pub(super) async fn tcp(process: &OwnedFd, own: Option<Ipv4Addr>, port: u16) -> 
 fn is_refusal(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
         || matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::ENETUNREACH))
-}
-
-async fn tcp_at(process: &OwnedFd, address: SocketAddr) -> io::Result<GuestStream> {
-    let process = process.try_clone()?;
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    // A socket belongs to the namespace it is made in, so only that happens in there. The thread ends with it: one
-    // that stayed would keep the namespace alive.
-    std::thread::Builder::new().name("enter-network".to_owned()).spawn(move || {
-        // Whoever asked may have gone.
-        let _ = sender.send(socket_inside(&process, address));
-    })?;
-    let socket = receiver.await.map_err(io::Error::other)??;
-    let socket = TcpSocket::from_std_stream(socket.into());
-    Ok(GuestStream::new(socket.connect(address).await?))
-}
-
-fn socket_inside(process: &OwnedFd, address: SocketAddr) -> io::Result<OwnedFd> {
-    rustix::thread::move_into_thread_name_spaces(process.as_fd(), ThreadNameSpaceType::NETWORK)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    sockopt::set_tcp_nodelay(&socket, true)?;
-    Ok(socket)
 }
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {

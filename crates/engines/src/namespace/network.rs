@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags},
+    fs::{AtFlags, Mode, OFlags},
     io::Errno,
 };
 use sandhaus_sandbox::{
@@ -17,13 +17,7 @@ use sandhaus_sandbox::{
 };
 
 use super::{disk, sys, wire::LaunchNetwork};
-use crate::net::{self, Attachment, Namespace, Networks, Reach};
-
-/// The attachment in a machine's directory: a link that leads nowhere, so it is there whole or not at all.
-const RECORD: &str = "network";
-
-/// A new one, before it takes the place of the old.
-const FRESH_RECORD: &str = "network.new";
+use crate::net::{self, Attachment, Namespace, Networks, Reach, record};
 
 /// What the launcher and the machine's files need to know.
 pub(super) struct Joined {
@@ -58,7 +52,7 @@ pub(super) fn join(
         };
     };
     let connected = networks.connect(machine, reach)?;
-    if let Err(error) = record(directory, &connected.attachment) {
+    if let Err(error) = record::write(directory, &connected.attachment.to_text()) {
         networks.release(&connected.attachment.interface);
         return Err(disk::failure("record network", error));
     }
@@ -67,7 +61,7 @@ pub(super) fn join(
 
 impl Joined {
     fn apart(namespace: Namespace, resolv_conf: String) -> Self {
-        let Namespace { namespace, sys } = namespace;
+        let Namespace { namespace, sys, tap: _ } = namespace;
         let network = if sys.is_some() { LaunchNetwork::ApartWithSys } else { LaunchNetwork::Apart };
         Self { network, namespace: Some(namespace), sys, resolv_conf }
     }
@@ -88,24 +82,13 @@ pub(super) fn change(networks: &Networks, policy: &NetworkPolicy, directory: &Pa
     };
     let changed = Attachment { reach, ..attachment };
     // Should this be the last that is done, the next server makes it so.
-    record(directory, &changed).map_err(|error| disk::failure("record network", error))?;
+    record::write(directory, &changed.to_text()).map_err(|error| disk::failure("record network", error))?;
     networks.change(changed)
 }
 
 /// A machine's place in the host's network, if it has one.
 pub(super) fn attachment(directory: &Path) -> Option<Attachment> {
-    let text = rustix::fs::readlink(directory.join(RECORD), Vec::new()).ok()?;
-    text.to_str().ok().and_then(Attachment::parse)
-}
-
-fn record(directory: &Path, attachment: &Attachment) -> io::Result<()> {
-    let (fresh, record) = (directory.join(FRESH_RECORD), directory.join(RECORD));
-    match rustix::fs::unlink(&fresh) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
-    }
-    rustix::fs::symlinkat(attachment.to_text(), CWD, &fresh)?;
-    Ok(rustix::fs::rename(fresh, record)?)
+    record::read(directory).as_deref().and_then(Attachment::parse)
 }
 
 /// Puts `/etc/resolv.conf` into a machine's own layer, which nobody uses now. A file that the machine made its own
@@ -159,6 +142,8 @@ fn left_alone(error: &io::Error) -> bool {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use rustix::fs::CWD;
+
     use super::*;
 
     fn open(path: &Path) -> OwnedFd {
@@ -210,7 +195,7 @@ mod tests {
                 address: std::net::Ipv4Addr::new(10, 55, 0, 9),
                 reach,
             };
-            record(scratch.path(), &one).expect("recorded");
+            record::write(scratch.path(), &one.to_text()).expect("recorded");
             assert_eq!(attachment(scratch.path()), Some(one));
         }
     }

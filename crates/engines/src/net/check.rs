@@ -6,7 +6,8 @@ use rustix::thread::LinkNameSpaceType;
 use sandhaus_sandbox::engine::{EngineError, EngineResult};
 
 use super::{
-    NetworkConfig, filter::Filter, host::Host, inside, memory::Memory, policy, policy::Reach, route::Routes,
+    NetworkConfig, Tenants, filter::Filter, host::Host, inside, memory::Memory, policy, policy::Reach,
+    route::Routes,
 };
 
 /// Stands for an instance in a namespace where there is no other.
@@ -56,13 +57,13 @@ pub fn check_network(config: &NetworkConfig) -> NetworkCheck {
 fn probe(config: &NetworkConfig) -> EngineResult<()> {
     let host = |error: io::Error| EngineError::host("make network namespace", error);
     let home = inside::own().map_err(host)?;
-    let (scratch, _) = inside::make(&home).map_err(host)?;
+    let (scratch, _) = inside::make(&home, Tenants::Processes).map_err(host)?;
     rustix::thread::move_into_link_name_space(scratch.namespace.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(|error| host(error.into()))?;
     // Without an uplink nothing is turned on, so nothing is remembered either.
     let memory = Memory::at(PathBuf::from("/dev/null/forwarding"));
     let (mender, _changes) = mpsc::channel();
-    let mut probed = Host::new(PROBE, config.clone(), memory, mender)?;
+    let mut probed = Host::new(PROBE, Tenants::Processes, config.clone(), memory, mender)?;
     let connected = probed.connect("doctor", Reach::Internet)?;
     probed.release(&connected.attachment.interface);
     probed.close()

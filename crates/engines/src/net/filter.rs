@@ -8,6 +8,8 @@
 //!                                                   name servers, then its reach
 //!          in by an interface that forwards for us  only what answers, and only if the host is no router anyway
 //! nat      out of a machine                         gets the host's address
+//! questions  out of a guest, to the address that     go to the first name server
+//!            stands for name servers
 //! ```
 //!
 //! An interface of ours that is in no map gets nothing through: there is no moment at which a machine is not filtered.
@@ -19,10 +21,11 @@ use std::{io, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 
 use super::{
-    NetworkConfig,
+    NetworkConfig, Tenants,
+    guard::RESOLVER_STAND_IN,
     netlink::{APPEND, CREATE, Messages, Protocol, Socket, attributes, network_number, text},
     policy::{self, NEVER, PRIVATE, Reach},
-    rules::{Act, INTERFACE_NAME_BYTES, Rule, Test, Verdict, rule},
+    rules::{Act, INTERFACE_NAME_BYTES, Rule, TCP, Test, UDP, Verdict, rule},
 };
 
 /// What the names of all our tables begin with.
@@ -42,18 +45,18 @@ const FORWARDING_PREFIX: &str = "forwarding_";
 /// Before the host's own filters, which may so drop more but never let through what is dropped here.
 const PRIORITY: i32 = -150;
 
-/// Where addresses are rewritten by custom.
-const NAT_PRIORITY: i32 = 100;
+/// Where addresses are rewritten by custom: those of senders, and those that are asked for.
+pub(super) const NAT_PRIORITY: i32 = 100;
+pub(super) const DESTINATION_NAT_PRIORITY: i32 = -100;
+
+/// The chain that leads questions of guests to a name server.
+const QUESTIONS: &str = "questions";
 
 /// Bytes of one transaction after which another begins: well below what a socket takes.
 const TRANSACTION_BYTES: usize = 96 * 1024;
 
 /// ICMP messages that tell of errors.
 const ICMP_ERRORS: &[u8] = &[3, 11, 12];
-
-/// Protocols over IPv4, as its header has them.
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 // What libc does not have; the numbers are those of linux/netfilter/nf_tables.h.
 const TABLE_NAME: u16 = 1;
@@ -110,6 +113,8 @@ pub(super) struct Common<'a> {
     pub(super) forwarding: &'a [u32],
     /// Whether the host is a router by its owner's wish.
     pub(super) router: Router,
+    /// Who lives in the machines' namespaces.
+    pub(super) tenants: Tenants,
 }
 
 /// Whether the host passes on packets of others.
@@ -263,11 +268,32 @@ impl Filter {
 
         let nat = [Rule { tests: vec![from()], act: Act::Masquerade }];
         transaction.base_chain("nat", "nat", libc::NF_INET_POST_ROUTING, NAT_PRIORITY, &nat);
+        if common.tenants == Tenants::Guests {
+            let hook = libc::NF_INET_PRE_ROUTING;
+            let rules = self.question_rules(common.resolvers);
+            transaction.base_chain(QUESTIONS, "nat", hook, DESTINATION_NAT_PRIORITY, &rules);
+        }
+    }
+
+    /// What guests ask goes to the first of these; the second of two may know less, and a guest knows no order.
+    fn question_rules(&self, resolvers: &[Ipv4Addr]) -> Vec<Rule> {
+        let Some(&first) = resolvers.first() else { return Vec::new() };
+        let to_stand_in = Test::Destination(RESOLVER_STAND_IN.into());
+        let rule = |protocol| Rule {
+            tests: vec![Test::FromPrefix(self.prefix.clone()), Test::Question(protocol), to_stand_in.clone()],
+            act: Act::SendTo(first),
+        };
+        QUESTION_PROTOCOLS.map(rule).into()
     }
 
     /// Those name servers may be asked, from now on.
-    pub(super) fn set_resolvers(&self, resolvers: &[Ipv4Addr]) -> io::Result<()> {
+    pub(super) fn set_resolvers(&self, resolvers: &[Ipv4Addr], tenants: Tenants) -> io::Result<()> {
         let mut transaction = Transaction::new(&self.table);
+        if tenants == Tenants::Guests {
+            transaction.clear(QUESTIONS);
+            let rules = self.question_rules(resolvers);
+            rules.iter().for_each(|rule| transaction.rule(QUESTIONS, rule));
+        }
         transaction.clear(RESOLVERS);
         resolver_rules(resolvers).iter().for_each(|rule| transaction.rule(RESOLVERS, rule));
         transaction.commit(&self.socket)
@@ -385,7 +411,8 @@ impl Filter {
     }
 }
 
-const QUESTION_PROTOCOLS: [u8; 2] = [UDP, TCP];
+/// A name server is asked by either.
+pub(super) const QUESTION_PROTOCOLS: [u8; 2] = [UDP, TCP];
 
 fn resolver_rules(resolvers: &[Ipv4Addr]) -> Vec<Rule> {
     let both = |resolver: &Ipv4Addr| {
@@ -404,13 +431,14 @@ fn absent_is_success(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// Changes that happen all at once or not at all.
-struct Transaction<'a> {
+pub(super) struct Transaction<'a> {
     messages: Messages,
     table: &'a str,
 }
 
 impl<'a> Transaction<'a> {
-    fn new(table: &'a str) -> Self {
+    /// Changes to the table of this name.
+    pub(super) fn new(table: &'a str) -> Self {
         let mut messages = Messages::default();
         let begin = u16::try_from(libc::NFNL_MSG_BATCH_BEGIN).expect("a small number");
         messages.begin(begin, 0, &header(0, libc::NFNL_SUBSYS_NFTABLES));
@@ -422,7 +450,8 @@ impl<'a> Transaction<'a> {
         self.messages.begin(kind(message), flags, &header(libc::NFPROTO_INET, 0));
     }
 
-    fn table(&mut self, message: libc::c_int) {
+    /// Makes or removes the table.
+    pub(super) fn table(&mut self, message: libc::c_int) {
         self.begin(message, if message == libc::NFT_MSG_NEWTABLE { CREATE } else { 0 });
         self.messages.put_text(TABLE_NAME, self.table);
     }
@@ -445,7 +474,15 @@ impl<'a> Transaction<'a> {
         self.messages.put_text(CHAIN_NAME, name);
     }
 
-    fn base_chain(&mut self, name: &str, sort: &str, hook: libc::c_int, priority: i32, rules: &[Rule]) {
+    /// A chain that packets come by.
+    pub(super) fn base_chain(
+        &mut self,
+        name: &str,
+        sort: &str,
+        hook: libc::c_int,
+        priority: i32,
+        rules: &[Rule],
+    ) {
         self.chain(name);
         self.messages.nest(CHAIN_HOOK, |data| {
             data.put_network_number(HOOK_NUMBER, hook.cast_unsigned());
@@ -501,7 +538,8 @@ impl<'a> Transaction<'a> {
         });
     }
 
-    fn commit(mut self, socket: &Socket) -> io::Result<()> {
+    /// Has them happen.
+    pub(super) fn commit(mut self, socket: &Socket) -> io::Result<()> {
         let end = u16::try_from(libc::NFNL_MSG_BATCH_END).expect("a small number");
         self.messages.begin(end, 0, &header(0, libc::NFNL_SUBSYS_NFTABLES));
         socket.request(self.messages)

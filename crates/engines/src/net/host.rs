@@ -13,8 +13,9 @@ use sandhaus_sandbox::engine::{EngineError, EngineResult};
 
 use super::memory::Memory;
 use super::{
-    Attachment, NetworkConfig,
+    Attachment, NetworkConfig, Tenants,
     filter::{Common, Filter, Member, Router},
+    guard, guest,
     inside::{self, Namespace},
     policy::{self, NEVER, PRIVATE, Reach},
     resolvers,
@@ -40,9 +41,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Largest packet where the host has no uplink to ask.
 const MTU_DEFAULT: u32 = 1500;
 
-/// The machine's end of a pair.
-const MACHINE_INTERFACE: &str = "eth0";
-
 /// Digits of an interface's number in its name; with the instance's id they fill it.
 const DIGITS: usize = 3;
 
@@ -67,6 +65,7 @@ struct Spare {
 /// The host's side.
 pub(super) struct Host {
     instance: String,
+    tenants: Tenants,
     config: NetworkConfig,
     home: OwnedFd,
     routes: Routes,
@@ -101,7 +100,8 @@ struct Table {
     _watch: Watch,
 }
 
-fn host(what: &'static str) -> impl Fn(io::Error) -> EngineError {
+/// What a failure of the host is called.
+pub(super) fn host(what: &'static str) -> impl Fn(io::Error) -> EngineError {
     move |error| match error.raw_os_error() {
         // Netfilter and veth say so in different words when the kernel lacks them.
         Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::ENOENT) => {
@@ -120,6 +120,7 @@ fn host(what: &'static str) -> impl Fn(io::Error) -> EngineError {
 impl Host {
     pub(super) fn new(
         instance: &str,
+        tenants: Tenants,
         config: NetworkConfig,
         memory: Memory,
         mender: Sender<Request>,
@@ -130,6 +131,7 @@ impl Host {
         let known = std::path::Path::new(IPV6_SETTINGS).exists();
         Ok(Self {
             instance: instance.to_owned(),
+            tenants,
             config,
             home: inside::own().map_err(host("open network namespace"))?,
             routes: Routes::open().map_err(host("open network"))?,
@@ -147,11 +149,12 @@ impl Host {
         })
     }
 
-    /// Makes one namespace ahead, if one is wanted. A process that needs only one makes no second.
+    /// Makes one namespace ahead, if one is wanted. A process that needs only one makes no second, and a guest takes so
+    /// long to start that the first need not be there before it is asked for.
     pub(super) fn make_ahead(&mut self) -> bool {
         let wanted = |claims: usize, most: usize| claims.saturating_sub(1).min(most);
         let isolated = if self.isolated_claims + self.connected_claims == 0 {
-            1
+            usize::from(self.tenants == Tenants::Processes)
         } else {
             wanted(self.isolated_claims, ISOLATED_MAX)
         };
@@ -317,19 +320,34 @@ impl Host {
     }
 
     fn make_isolated(&self) -> EngineResult<Namespace> {
-        let made = pass(NetworkStep::Namespace, || inside::make(&self.home));
-        made.map(|(namespace, _)| namespace).map_err(host("make network namespace"))
+        self.make_namespace().map(|(namespace, _)| namespace)
+    }
+
+    fn make_namespace(&self) -> EngineResult<(Namespace, Routes)> {
+        let made = pass(NetworkStep::Namespace, || inside::make(&self.home, self.tenants));
+        let (mut namespace, inner) = made.map_err(host("make network namespace"))?;
+        match self.tenants {
+            Tenants::Processes => {}
+            Tenants::Guests => guest::fit_out(&self.home, &mut namespace, &inner, self.ipv6)?,
+        }
+        Ok((namespace, inner))
     }
 
     fn make_connected(&mut self) -> EngineResult<Spare> {
         self.ensure_table()?;
-        let made = pass(NetworkStep::Namespace, || inside::make(&self.home));
-        let (namespace, inner) = made.map_err(host("make network namespace"))?;
+        let (namespace, inner) = self.make_namespace()?;
         let link = pass(NetworkStep::Pair, || self.make_pair(&namespace))?;
         let address = pass(NetworkStep::Route, || self.take_address(&link))?;
         pass(NetworkStep::Inside, || {
-            let own = inner.link(MACHINE_INTERFACE)?.ok_or(io::ErrorKind::NotFound)?;
-            inner.lead_out(own.index, address, policy::gateway(self.config.subnet))
+            let own = inner.link(guard::PAIR)?.ok_or(io::ErrorKind::NotFound)?;
+            inner.lead_out(own.index, address, policy::gateway(self.config.subnet))?;
+            match self.tenants {
+                Tenants::Processes => Ok(()),
+                Tenants::Guests => {
+                    let tap = inner.link(guard::TAP)?.ok_or(io::ErrorKind::NotFound)?;
+                    inner.join(own.index, tap.index, own.mtu)
+                }
+            }
         })
         .map_err(host("set up network of machine"))?;
         let member = Member { interface: link.name, address, reach: Reach::Internet };
@@ -344,7 +362,7 @@ impl Host {
         for _ in 0..ATTEMPTS_MAX {
             self.next = self.next.wrapping_add(1);
             let name = format!("{}{}", self.instance, digits(self.next % NAMES));
-            let pair = Pair { host: &name, machine: MACHINE_INTERFACE, mtu };
+            let pair = Pair { host: &name, machine: guard::PAIR, mtu };
             match self.routes.make_pair(pair, namespace.namespace.as_fd()) {
                 Ok(()) => {
                     let found = self.routes.link(&name).map_err(host("look at interface"))?;
@@ -425,6 +443,7 @@ impl Host {
             resolvers: &table.resolvers,
             forwarding: &forwarding,
             router: table.router,
+            tenants: self.tenants,
         };
         pass(NetworkStep::Table, || table.filter.rebuild(&common, &members)).map_err(host("make filters"))
     }
@@ -440,7 +459,7 @@ impl Host {
         table.looked = Instant::now();
         table.mtu = seen.mtu;
         if seen.resolvers != resolvers {
-            table.filter.set_resolvers(&seen.resolvers).map_err(host("filter name servers"))?;
+            table.filter.set_resolvers(&seen.resolvers, self.tenants).map_err(host("filter name servers"))?;
             table.resolvers = seen.resolvers;
         }
         table.router = seen.router;
@@ -472,6 +491,7 @@ impl Host {
                 resolvers: &table.resolvers,
                 forwarding: &forwarding,
                 router: table.router,
+                tenants: self.tenants,
             };
             // First what undoes it and the rule that keeps the host from being everybody's router, then the switch.
             self.memory.write(&table.forwarding).map_err(host(what))?;

@@ -13,7 +13,10 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags},
 };
 
-use super::route::{LOOPBACK, Routes};
+use super::{
+    Tenants,
+    route::{LOOPBACK, Routes},
+};
 
 /// The namespace of the calling thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -33,6 +36,8 @@ pub(crate) struct Namespace {
     pub(crate) namespace: OwnedFd,
     /// `/sys` as it is in there, read-only and attached nowhere; a host that hides parts of its own gives none.
     pub(crate) sys: Option<OwnedFd>,
+    /// The guest's tap, where a guest is to live here. It is there as long as this or a copy of it.
+    pub(crate) tap: Option<OwnedFd>,
 }
 
 /// The namespace of the calling thread, to come back to.
@@ -41,7 +46,7 @@ pub(super) fn own() -> io::Result<OwnedFd> {
 }
 
 /// Makes a namespace. The calling thread is in `home` before and after.
-pub(super) fn make(home: &OwnedFd) -> io::Result<(Namespace, Routes)> {
+pub(super) fn make(home: &OwnedFd, tenants: Tenants) -> io::Result<(Namespace, Routes)> {
     // SAFETY: only the network namespace changes, and only of this thread; no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET)? };
     let _back = Back(home);
@@ -53,7 +58,22 @@ pub(super) fn make(home: &OwnedFd) -> io::Result<(Namespace, Routes)> {
             let _ = file.write_all(value.as_bytes());
         }
     }
-    Ok((Namespace { namespace: own()?, sys: sys().ok() }, routes))
+    let sys = match tenants {
+        Tenants::Processes => sys().ok(),
+        Tenants::Guests => None,
+    };
+    Ok((Namespace { namespace: own()?, sys, tap: None }, routes))
+}
+
+/// Does something in a namespace. The calling thread is in `home` before and after.
+pub(super) fn within<T>(
+    home: &OwnedFd,
+    namespace: &OwnedFd,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    let _back = Back(home);
+    work()
 }
 
 /// `/sys` of the calling thread's network namespace.

@@ -8,6 +8,17 @@
 //!   └───────────────────────┘  pair  └───────────────────────────────────────────┘
 //! ```
 //!
+//! A guest of a virtual machine is one step further in, behind a tap, and never learns of anything that differs between
+//! two hosts or two machines, so that what it remembers is true wherever it is restored:
+//! ```text
+//!   the guest                        a network namespace of its own
+//!   ┌────────────────────────┐      ┌──────────────────────────────────┐
+//!   │ 192.168.0.2 (its only  ├──────┤ tap0 192.168.0.1 ─▶ guard, NAT ─▶│ eth0, as above
+//!   │ gateway and resolver   │      │ QEMU holds the tap               │
+//!   │ are 192.168.0.1)       │      └──────────────────────────────────┘
+//!   └────────────────────────┘
+//! ```
+//!
 //! Invariants:
 //! - Everything is said to the kernel by netlink, on one thread of its own; no program is run and no other thread waits.
 //! - A machine does not own its network namespace: not even its root can change an address, a route or a setting.
@@ -18,16 +29,24 @@
 //! - Until the filter says otherwise, nothing passes.
 
 mod check;
+mod dial;
 mod filter;
+mod guard;
+mod guest;
+#[cfg(test)]
+mod guest_tests;
 mod host;
 mod inside;
 mod memory;
+mod name;
 mod netlink;
 mod policy;
+pub(crate) mod record;
 mod resolvers;
 mod route;
 mod rules;
 mod steps;
+mod tap;
 mod thread;
 mod watch;
 
@@ -41,10 +60,13 @@ use sandhaus_sandbox::{
 
 pub use check::{NetworkCheck, check_network};
 
+pub(crate) use dial::tcp as dial;
+pub(crate) use guard::{GUEST, GUEST_DEVICE};
+pub(crate) use guest::{Guest, check_guest_policy};
 pub(crate) use inside::Namespace;
 pub(crate) use policy::Reach;
 pub(crate) use resolvers::{MARK as RESOLV_CONF_MARK, text as resolv_conf, text_of_host, text_of_none};
-pub(crate) use steps::fault_points;
+pub(crate) use steps::{fault_points, guest_fault_points};
 pub(crate) use thread::Networks;
 
 /// What the server's owner says about networks.
@@ -66,6 +88,15 @@ impl Default for NetworkConfig {
             resolvers: Vec::new(),
         }
     }
+}
+
+/// Who lives in the machines' namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tenants {
+    /// The machine's own processes.
+    Processes,
+    /// A program that runs a virtual machine; the machine itself is behind a tap.
+    Guests,
 }
 
 /// Refuses a policy that could not do what it says.

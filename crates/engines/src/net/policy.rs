@@ -30,6 +30,9 @@ pub(super) const PRIVATE: &[Ipv4Net] = &[
     net([198, 18, 0, 0], 15),
 ];
 
+/// The network between a guest and its namespace, the same for all.
+pub(super) const GUESTS: Ipv4Net = net([192, 168, 0, 0], 24);
+
 /// Longest prefix of the network that machines get their addresses from: fewer addresses would not be worth it.
 pub(super) const SUBNET_BITS_MAX: u8 = 28;
 
@@ -85,6 +88,19 @@ pub(super) fn refusal(network: &IpNet, config: &NetworkConfig) -> Option<String>
     (private && !allowed).then(|| {
         format!("network {network} is private: the server's owner can allow it with network.allow_private")
     })
+}
+
+/// The same for guests, whose own network is one that others use too: it lies in the way.
+pub(super) fn guest_refusal(network: &IpNet, config: &NetworkConfig) -> Option<String> {
+    if let IpNet::V4(wanted) = network
+        && overlap(wanted, &GUESTS)
+        && PRIVATE.iter().any(|private| private.contains(wanted))
+    {
+        return Some(format!(
+            "network {network} cannot be reached from a virtual machine: {GUESTS} is what lies between it and the host"
+        ));
+    }
+    refusal(network, config)
 }
 
 /// Why a configuration cannot be, in words for the server's owner.
@@ -176,6 +192,27 @@ mod tests {
         assert_eq!(refused("192.168.7.9/32", &config), None);
         assert_eq!(refused("192.168.0.0/16", &config), None);
         assert!(refused("192.168.8.0/24", &config).is_some());
+    }
+
+    #[test]
+    fn guests_cannot_name_their_own_network() {
+        let allow = |network: &str| NetworkConfig {
+            allow_private: vec![network.parse().expect("a network")],
+            ..NetworkConfig::default()
+        };
+        let config = allow("192.168.0.0/16");
+        let refused = |network: &str| guest_refusal(&network.parse().expect("a network"), &config);
+        for network in ["192.168.0.0/24", "192.168.0.9/32", "192.168.0.0/16", "192.168.0.0/23"] {
+            let why = refused(network).unwrap_or_else(|| panic!("{network} is refused"));
+            assert!(why.contains("virtual machine") && why.contains(network), "{why}");
+        }
+        for network in ["192.168.1.0/24", "0.0.0.0/0", "192.0.0.0/4", "1.1.1.1/32"] {
+            assert_eq!(refused(network), None, "{network}");
+        }
+        assert!(refused("169.254.0.0/16").is_some_and(|why| why.contains("never")));
+        assert!(
+            GUESTS.contains(&super::super::guard::GUEST) && GUESTS.contains(&super::super::guard::GATEWAY)
+        );
     }
 
     #[test]

@@ -27,6 +27,32 @@ const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
 const DEVCONF_FORWARDING: u16 = 1;
+const DEVCONF_PROXY_ARP: u16 = 3;
+const DEVCONF_ACCEPT_REDIRECTS: u16 = 4;
+const DEVCONF_SEND_REDIRECTS: u16 = 6;
+const DEVCONF_REVERSE_PATH_FILTER: u16 = 8;
+const DEVCONF_ACCEPT_SOURCE_ROUTE: u16 = 9;
+const DEVCONF_ARP_IGNORE: u16 = 19;
+const DEVCONF_ARP_ACCEPT: u16 = 21;
+const DEVCONF_ROUTE_LOCALNET: u16 = 26;
+
+/// How an interface towards a guest is: it answers for its own address only and learns nothing from the guest. It passes
+/// on what it is given, or says at once that there is no way: silence would keep a guest without a network waiting. A new
+/// namespace would have some of it as the host has.
+const TOWARDS_GUEST: &[(u16, u32)] = &[
+    (DEVCONF_FORWARDING, 1),
+    (DEVCONF_PROXY_ARP, 0),
+    (DEVCONF_ACCEPT_REDIRECTS, 0),
+    (DEVCONF_SEND_REDIRECTS, 0),
+    (DEVCONF_REVERSE_PATH_FILTER, 1),
+    (DEVCONF_ACCEPT_SOURCE_ROUTE, 0),
+    (DEVCONF_ARP_IGNORE, 1),
+    (DEVCONF_ARP_ACCEPT, 0),
+    (DEVCONF_ROUTE_LOCALNET, 0),
+];
+
+/// Bits of the network between a guest and its gateway.
+const GUEST_BITS: u8 = 24;
 /// Families, in a header and as the attribute that holds what is about them.
 const FAMILY_INET: u8 = 2;
 const ATTRIBUTE_INET: u16 = 2;
@@ -120,14 +146,7 @@ impl Routes {
     /// Brings a host's end up: what comes in may be forwarded, and it gets no address of its own.
     pub(super) fn raise_host_end(&self, index: u32, ipv6: Ipv6) -> io::Result<()> {
         let mut messages = Messages::default();
-        if ipv6 == Ipv6::Known {
-            messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, 0, 0));
-            messages.nest(libc::IFLA_AF_SPEC, |families| {
-                families.nest(ATTRIBUTE_INET6, |family| {
-                    family.put(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]);
-                });
-            });
-        }
+        forgo_ipv6(&mut messages, index, ipv6);
         set_forwarding(&mut messages, index, 1);
         messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, UP, UP));
         self.0.request(messages)
@@ -175,12 +194,7 @@ impl Routes {
     /// The machine's side: its address, and everything else by way of the gateway.
     pub(super) fn lead_out(&self, index: u32, machine: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
         let mut messages = Messages::default();
-        let mut header = [0; 8];
-        (header[0], header[1]) = (FAMILY_INET, 32);
-        header[4..].copy_from_slice(&index.to_ne_bytes());
-        messages.begin(libc::RTM_NEWADDR, CREATE | EXCLUSIVE | ACKNOWLEDGE, &header);
-        messages.put(libc::IFA_LOCAL, &machine.octets());
-        messages.put(libc::IFA_ADDRESS, &machine.octets());
+        add_address(&mut messages, index, machine, 32);
         messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, UP, UP));
         add_neighbour(&mut messages, index, gateway, HOST_MAC);
         let header = route_header(32, libc::RT_SCOPE_LINK);
@@ -191,6 +205,35 @@ impl Routes {
         messages.begin(libc::RTM_NEWROUTE, CREATE | APPEND | ACKNOWLEDGE, &header);
         messages.put(libc::RTA_GATEWAY, &gateway.octets());
         messages.put_number(libc::RTA_OIF, index);
+        self.0.request(messages)
+    }
+
+    /// The end towards a guest: its address and hardware address are the same everywhere, and the guest's as well, so that
+    /// nobody has to be asked for it.
+    pub(super) fn face_guest(
+        &self,
+        index: u32,
+        own: Ipv4Addr,
+        guest: Ipv4Addr,
+        ipv6: Ipv6,
+    ) -> io::Result<()> {
+        let mut messages = Messages::default();
+        messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, 0, 0));
+        messages.put(libc::IFLA_ADDRESS, &HOST_MAC);
+        forgo_ipv6(&mut messages, index, ipv6);
+        set_devconf(&mut messages, index, TOWARDS_GUEST);
+        add_address(&mut messages, index, own, GUEST_BITS);
+        messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, UP, UP));
+        add_neighbour(&mut messages, index, guest, MACHINE_MAC);
+        self.0.request(messages)
+    }
+
+    /// Lets packets from the outer of two interfaces through, and be as large on the inner.
+    pub(super) fn join(&self, outer: u32, inner: u32, mtu: u32) -> io::Result<()> {
+        let mut messages = Messages::default();
+        messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(inner, 0, 0));
+        messages.put_number(libc::IFLA_MTU, mtu);
+        set_forwarding(&mut messages, outer, 1);
         self.0.request(messages)
     }
 
@@ -245,12 +288,40 @@ impl Routes {
 }
 
 fn set_forwarding(messages: &mut Messages, index: u32, value: u32) {
+    set_devconf(messages, index, &[(DEVCONF_FORWARDING, value)]);
+}
+
+fn set_devconf(messages: &mut Messages, index: u32, settings: &[(u16, u32)]) {
     messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, 0, 0));
     messages.nest(libc::IFLA_AF_SPEC, |families| {
         families.nest(ATTRIBUTE_INET, |family| {
-            family.nest(IFLA_INET_CONF, |values| values.put_number(DEVCONF_FORWARDING, value));
+            family.nest(IFLA_INET_CONF, |values| {
+                settings.iter().for_each(|(setting, value)| values.put_number(*setting, *value));
+            });
         });
     });
+}
+
+/// An interface gets no address of its own by IPv6.
+fn forgo_ipv6(messages: &mut Messages, index: u32, ipv6: Ipv6) {
+    if ipv6 == Ipv6::Unknown {
+        return;
+    }
+    messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, 0, 0));
+    messages.nest(libc::IFLA_AF_SPEC, |families| {
+        families.nest(ATTRIBUTE_INET6, |family| {
+            family.put(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]);
+        });
+    });
+}
+
+fn add_address(messages: &mut Messages, index: u32, address: Ipv4Addr, bits: u8) {
+    let mut header = [0; 8];
+    (header[0], header[1]) = (FAMILY_INET, bits);
+    header[4..].copy_from_slice(&index.to_ne_bytes());
+    messages.begin(libc::RTM_NEWADDR, CREATE | EXCLUSIVE | ACKNOWLEDGE, &header);
+    messages.put(libc::IFA_LOCAL, &address.octets());
+    messages.put(libc::IFA_ADDRESS, &address.octets());
 }
 
 fn add_neighbour(messages: &mut Messages, index: u32, address: Ipv4Addr, mac: [u8; 6]) {

@@ -18,6 +18,22 @@ sequence! {
     }
 }
 
+sequence! {
+    /// What guests have beside.
+    GuestStep in "guest_network" {
+        Tap = "tap",
+        Guard = "guard",
+        Record = "record",
+        Name = "name",
+        Unname = "unname",
+    }
+}
+
+/// All fault points of networks of guests.
+pub(crate) fn guest_fault_points() -> impl Iterator<Item = String> {
+    fault_points().chain(points_of(GuestStep::ALL))
+}
+
 /// All fault points of networks.
 pub(crate) fn fault_points() -> impl Iterator<Item = String> {
     points_of(NetworkStep::ALL)

@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 
 use sandhaus_sandbox::engine::{EngineError, EngineResult};
 
-use super::{Attachment, Namespace, NetworkConfig, Reach, host::Host, memory::Memory};
+use super::{Attachment, Namespace, NetworkConfig, Reach, Tenants, host::Host, memory::Memory};
 
 /// A namespace with an address of its own.
 #[derive(Debug)]
@@ -30,6 +30,7 @@ pub(crate) struct Connected {
 /// The networks of an instance. Its calls block, so they belong on a thread for such.
 #[derive(Debug)]
 pub(crate) struct Networks {
+    pub(super) instance: String,
     requests: Sender<Request>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -50,6 +51,8 @@ pub(super) enum Request {
     Mend,
     /// The end; machines stay.
     Close(Reply<()>),
+    /// The end, with everything as it is: what a later server finds is what it would find after a crash.
+    Abandon,
 }
 
 impl Networks {
@@ -61,13 +64,27 @@ impl Networks {
         memory: PathBuf,
         known: Vec<Attachment>,
     ) -> EngineResult<Self> {
+        Self::open_for(Tenants::Processes, instance, config, memory, known)
+    }
+
+    /// The same for whoever lives in the machines' namespaces.
+    pub(super) fn open_for(
+        tenants: Tenants,
+        instance: &str,
+        config: NetworkConfig,
+        memory: PathBuf,
+        known: Vec<Attachment>,
+    ) -> EngineResult<Self> {
         let (requests, received) = mpsc::channel();
-        let (instance, mender) = (instance.to_owned(), requests.clone());
+        let (name, mender, instance) = (instance.to_owned(), requests.clone(), instance.to_owned());
         let thread = std::thread::Builder::new()
             .name("network".to_owned())
-            .spawn(move || serve(Host::new(&instance, config, Memory::at(memory), mender), &known, &received))
+            .spawn(move || {
+                let host = Host::new(&name, tenants, config, Memory::at(memory), mender);
+                serve(host, &known, &received);
+            })
             .map_err(|error| EngineError::host("start network thread", error))?;
-        Ok(Self { requests, thread: Mutex::new(Some(thread)) })
+        Ok(Self { instance, requests, thread: Mutex::new(Some(thread)) })
     }
 
     /// A namespace with nothing but loopback.
@@ -113,11 +130,23 @@ impl Networks {
     }
 }
 
+impl Drop for Networks {
+    /// The thread sends messages to itself, so it would never learn that nobody else does: it would go on making ahead,
+    /// and writing filters anew that the next owner of the instance removes.
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread().take() {
+            let _ = self.requests.send(Request::Abandon);
+            // If it panicked, that was told.
+            let _ = thread.join();
+        }
+    }
+}
+
 fn ended() -> EngineError {
     EngineError::host("reach network thread", std::io::Error::from(std::io::ErrorKind::BrokenPipe))
 }
 
-/// The thread's life. It ends when it is told to or nobody can ask any more.
+/// The thread's life. It ends when it is told to.
 fn serve(host: EngineResult<Host>, known: &[Attachment], requests: &Receiver<Request>) {
     let mut host = match host {
         Ok(host) => host,
@@ -161,6 +190,7 @@ fn serve(host: EngineResult<Host>, known: &[Attachment], requests: &Receiver<Req
                 drop(reply.send(host.close()));
                 return;
             }
+            Request::Abandon => return,
         }
     }
 }
