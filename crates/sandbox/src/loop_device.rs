@@ -86,7 +86,7 @@ impl LoopDevice {
 
     /// The one device on `file`: two would be two file systems in one file, which destroy each other. It is looked for
     /// and, if there is none, attached while this process alone may do so.
-    pub(crate) fn share(file: &OwnedFd) -> io::Result<Self> {
+    pub fn share(file: &OwnedFd) -> io::Result<Self> {
         // An open file description of its own: that of `file` goes to the device, and a lock on it would stay with it.
         let lock = rustix::fs::open(
             format!("/proc/self/fd/{}", file.as_raw_fd()),

@@ -40,6 +40,12 @@ const REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Ends kept in the log; a reader that falls further behind looks at everything.
 const EXITS_MAX: usize = 16;
 
+/// What a disk holds, as it is captured.
+const DISK_FILE: &str = "disk";
+
+/// What a memory holds, as it is captured.
+const MEMORY_FILE: &str = "memory";
+
 /// A call of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "each is the method of the same name")]
@@ -81,18 +87,22 @@ pub struct AgentIdentity {
 /// Serves one stream into a machine; dropped when the machine ends.
 pub type Agent = Arc<dyn Fn(DuplexStream, AgentIdentity) -> BoxFuture<'static, ()> + Send + Sync>;
 
+/// Serves one stream to another port than the agent's; dropped when the machine ends.
+pub type Ports = Arc<dyn Fn(DuplexStream, GuestPort) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// An engine in memory. Cheap to clone; all clones are one engine.
 #[derive(Clone)]
 pub struct FakeEngine {
     capabilities: Arc<Capabilities>,
     agent: Agent,
+    ports: Option<Ports>,
     exits: Arc<watch::Sender<ExitLog>>,
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
 struct State {
-    disks: HashMap<SandboxId, Generation>,
+    disks: HashMap<SandboxId, Disk>,
     machines: HashMap<SandboxId, Machine>,
     calls: Vec<(Op, Option<SandboxId>)>,
     failures: Vec<Failing>,
@@ -100,6 +110,12 @@ struct State {
     /// Streams into frozen machines: open, and never answered.
     stuck: Vec<DuplexStream>,
     stats: Stats,
+}
+
+#[derive(Default)]
+struct Disk {
+    generation: Generation,
+    text: String,
 }
 
 struct Failing {
@@ -111,6 +127,7 @@ struct Failing {
 struct Machine {
     observed: ObservedMachine,
     spec: MachineSpec,
+    memory: String,
     /// Ends what serves its streams.
     life: CancellationToken,
 }
@@ -139,7 +156,7 @@ impl Default for FakeEngine {
             start_max: std::time::Duration::from_secs(60),
             memory_snapshot: true,
             disk_snapshot: DiskSnapshot::Live,
-            portable_snapshots: false,
+            portable_snapshots: true,
             console: false,
             resize: true,
             display: false,
@@ -159,6 +176,7 @@ impl FakeEngine {
         Self {
             capabilities: Arc::new(capabilities),
             agent: Arc::new(|stream, identity| Box::pin(answer_hello(stream, identity))),
+            ports: None,
             exits: Arc::new(watch::Sender::new(ExitLog::default())),
             state: Arc::default(),
         }
@@ -168,6 +186,12 @@ impl FakeEngine {
     #[must_use]
     pub fn with_agent(self, agent: Agent) -> Self {
         Self { agent, ..self }
+    }
+
+    /// The same machines with something behind their other ports, console and display too.
+    #[must_use]
+    pub fn with_ports(self, ports: Ports) -> Self {
+        Self { ports: Some(ports), ..self }
     }
 
     /// The next call of `op` that has no failure yet fails.
@@ -224,8 +248,26 @@ impl FakeEngine {
             None => like.expect("another machine to take the shape of"),
         };
         let observed = ObservedMachine { generation, run };
-        state.machines.insert(id.clone(), Machine { observed, spec, life: CancellationToken::new() });
-        state.disks.insert(id.clone(), generation);
+        let machine = Machine { observed, spec, memory: String::new(), life: CancellationToken::new() };
+        state.machines.insert(id.clone(), machine);
+        state.disks.insert(id.clone(), Disk { generation, text: String::new() });
+    }
+
+    /// The running machine writes to its disk and its memory.
+    pub fn write(&self, id: &SandboxId, disk: &str, memory: &str) {
+        let mut state = self.state();
+        let machine = state.machines.get_mut(id).expect("a machine that writes");
+        assert_eq!(machine.observed.run, RunState::Running, "only what runs writes");
+        memory.clone_into(&mut machine.memory);
+        disk.clone_into(&mut state.disks.get_mut(id).expect("a disk to write to").text);
+    }
+
+    /// What the disk and the memory of a machine hold.
+    pub fn content(&self, id: &SandboxId) -> (String, String) {
+        let state = self.state();
+        let memory = state.machines.get(id).map(|machine| machine.memory.clone());
+        let disk = state.disks.get(id).map(|disk| disk.text.clone());
+        (disk.expect("a disk"), memory.expect("a machine"))
     }
 
     /// Takes a disk away behind the service's back.
@@ -323,7 +365,7 @@ pub enum OutOfMemory {
 }
 
 fn observed(state: &State, id: &SandboxId) -> Option<Observed> {
-    let disk = state.disks.get(id).copied();
+    let disk = state.disks.get(id).map(|disk| disk.generation);
     let machine = state.machines.get(id).map(|machine| machine.observed);
     (disk.is_some() || machine.is_some()).then(|| Observed { id: id.clone(), disk, machine })
 }
@@ -351,7 +393,13 @@ impl Engine for FakeEngine {
 
     fn materialize<'a>(&'a self, spec: &'a MachineSpec) -> Res<'a, ()> {
         Box::pin(self.call(Op::Materialize, Some(&spec.id), |state| {
-            state.disks.entry(spec.id.clone()).or_insert(spec.generation);
+            let text = match &spec.snapshot {
+                Some(snapshot) => std::fs::read_to_string(snapshot.join(DISK_FILE))
+                    .map_err(|error| EngineError::host("read snapshot", error))?,
+                None => String::new(),
+            };
+            let disk = Disk { generation: spec.generation, text };
+            state.disks.entry(spec.id.clone()).or_insert(disk);
             Ok(())
         }))
     }
@@ -361,18 +409,19 @@ impl Engine for FakeEngine {
             if !state.disks.contains_key(&spec.id) {
                 return Err(EngineError::Invalid("the disk is not there".to_owned()));
             }
-            let run = match boot {
-                Boot::Cold => RunState::Running,
-                Boot::Restore(image) if image.is_dir() => RunState::Frozen,
-                Boot::Restore(_) => {
-                    return Err(EngineError::Invalid("the memory image is not there".to_owned()));
+            let (run, memory) = match boot {
+                Boot::Cold => (RunState::Running, String::new()),
+                Boot::Restore(image) => {
+                    let memory = std::fs::read_to_string(image.join(MEMORY_FILE))
+                        .map_err(|error| EngineError::host("read memory image", error))?;
+                    (RunState::Frozen, memory)
                 }
             };
             if state.machines.contains_key(&spec.id) {
                 return Err(EngineError::Invalid("a machine is there already".to_owned()));
             }
             let observed = ObservedMachine { generation: spec.generation, run };
-            let machine = Machine { observed, spec: spec.clone(), life: CancellationToken::new() };
+            let machine = Machine { observed, spec: spec.clone(), memory, life: CancellationToken::new() };
             state.machines.insert(spec.id.clone(), machine);
             Ok(())
         }))
@@ -395,26 +444,45 @@ impl Engine for FakeEngine {
         Box::pin(self.set_run(Op::Thaw, id, RunState::Running))
     }
 
-    fn capture<'a>(&'a self, id: &'a SandboxId, _what: Capture, into: PathBuf) -> Res<'a, ()> {
+    fn capture<'a>(&'a self, id: &'a SandboxId, what: Capture, into: PathBuf) -> Res<'a, ()> {
+        let live = self.capabilities.disk_snapshot == DiskSnapshot::Live;
         Box::pin(self.call(Op::Capture, Some(id), move |state| {
-            match state.machines.get(id).map(|machine| machine.observed.run) {
-                Some(RunState::Frozen) => std::fs::write(into.join("memory"), "memory")
-                    .map_err(|error| EngineError::host("write memory image", error)),
-                _ => Err(EngineError::Invalid("the machine is not frozen".to_owned())),
+            let machine = state.machines.get(id).filter(|machine| machine.observed.run != RunState::Dead);
+            let fits = match (what, machine.map(|machine| machine.observed.run)) {
+                (_, Some(RunState::Frozen)) | (Capture::Disk, None) => true,
+                (Capture::Disk, _) => live,
+                (Capture::Memory | Capture::Machine, _) => false,
+            };
+            if !fits {
+                return Err(EngineError::Invalid("the machine is not frozen".to_owned()));
             }
+            let write = |name: &str, text: &str| {
+                std::fs::write(into.join(name), text)
+                    .map_err(|error| EngineError::host("write what is captured", error))
+            };
+            if let (Capture::Memory | Capture::Machine, Some(machine)) = (what, machine) {
+                write(MEMORY_FILE, &machine.memory)?;
+            }
+            if let Capture::Disk | Capture::Machine = what {
+                write(DISK_FILE, &state.disks.get(id).ok_or(EngineError::NotFound)?.text)?;
+            }
+            Ok(())
         }))
     }
 
     fn pack<'a>(&'a self, from: PathBuf, into: PathBuf) -> Res<'a, ()> {
         Box::pin(self.call(Op::Pack, None, move |_| {
-            let copied = std::fs::copy(from.join("memory"), into.join("memory"));
-            copied.map(drop).map_err(|error| EngineError::host("pack snapshot", error))
+            for name in [DISK_FILE, MEMORY_FILE].into_iter().filter(|name| from.join(name).exists()) {
+                std::fs::copy(from.join(name), into.join(name))
+                    .map_err(|error| EngineError::host("pack snapshot", error))?;
+            }
+            Ok(())
         }))
     }
 
     fn verify<'a>(&'a self, snapshot: PathBuf) -> Res<'a, ()> {
         Box::pin(self.call(Op::Verify, None, move |_| {
-            let whole = snapshot.join("memory").is_file();
+            let whole = snapshot.join(DISK_FILE).is_file();
             whole.then_some(()).ok_or_else(|| EngineError::Invalid("the snapshot is not whole".to_owned()))
         }))
     }
@@ -449,7 +517,8 @@ impl Engine for FakeEngine {
     fn dial<'a>(&'a self, id: &'a SandboxId, port: GuestPort) -> Res<'a, GuestStream> {
         Box::pin(self.call(Op::Dial, Some(id), move |state| {
             let machine = state.machines.get(id).ok_or(EngineError::NotFound)?;
-            if port == GuestPort::Display || port == GuestPort::Console {
+            let elsewhere = self.ports.as_ref().filter(|_| port != GuestPort::Agent);
+            if elsewhere.is_none() && matches!(port, GuestPort::Display | GuestPort::Console) {
                 return Err(EngineError::Unsupported("that port".to_owned()));
             }
             let (near, far) = tokio::io::duplex(STREAM_BYTES);
@@ -458,7 +527,10 @@ impl Engine for FakeEngine {
                 RunState::Frozen => state.stuck.push(far),
                 RunState::Running => {
                     let generation = machine.observed.generation;
-                    let served = (self.agent)(far, AgentIdentity { id: id.clone(), generation });
+                    let served = match elsewhere {
+                        Some(ports) => ports(far, port),
+                        None => (self.agent)(far, AgentIdentity { id: id.clone(), generation }),
+                    };
                     let life = machine.life.clone();
                     tokio::spawn(async move {
                         tokio::select! {

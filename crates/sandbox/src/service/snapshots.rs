@@ -256,3 +256,6 @@ async fn blocking<T: Send + 'static>(
 fn joined<T>(outcome: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
     outcome.map_err(|error| Error::internal("finish work on snapshots", error))?
 }
+
+#[cfg(test)]
+mod tests;

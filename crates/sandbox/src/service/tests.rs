@@ -17,25 +17,25 @@ use crate::{
 };
 
 /// A data directory and the machines of its host; services come and go.
-struct House {
-    dir: TempDir,
-    engine: FakeEngine,
-    config: ServiceConfig,
+pub(super) struct House {
+    pub(super) dir: TempDir,
+    pub(super) engine: FakeEngine,
+    pub(super) config: ServiceConfig,
     images: Catalogue,
 }
 
 impl House {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(FakeEngine::default())
     }
 
-    fn with(engine: FakeEngine) -> Self {
+    pub(super) fn with(engine: FakeEngine) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let images = testing::images().expect("opens");
         Self { dir, engine, config: testing::config(), images }
     }
 
-    async fn open(&self) -> Service {
+    pub(super) async fn open(&self) -> Service {
         let instance = Instance::acquire(self.dir.path()).expect("free");
         let (config, engine, images) = (self.config.clone(), self.engine.clone(), self.images.clone());
         testing::open_with(instance, config, engine, images).await.expect("opens")
@@ -43,7 +43,7 @@ impl House {
 
     /// One life of a server, on a runtime of its own: what is left of `life` when it returns is dropped where it is,
     /// as a kill would.
-    fn life<T>(&self, life: impl AsyncFnOnce(&Service) -> T) -> T {
+    pub(super) fn life<T>(&self, life: impl AsyncFnOnce(&Service) -> T) -> T {
         let runtime: Runtime =
             Builder::new_current_thread().enable_all().start_paused(true).build().expect("runtime");
         runtime.block_on(async {
@@ -52,7 +52,7 @@ impl House {
         })
     }
 
-    fn machine(&self, id: &SandboxId) -> (Generation, RunState) {
+    pub(super) fn machine(&self, id: &SandboxId) -> (Generation, RunState) {
         let machine = self.engine.machine(id).expect("a machine");
         (machine.generation, machine.run)
     }
@@ -62,20 +62,20 @@ fn host_failure() -> EngineError {
     EngineError::host("start machine", "broken")
 }
 
-async fn create(service: &Service) -> SandboxId {
+pub(super) async fn create(service: &Service) -> SandboxId {
     let view = service.create(testing::request()).await.expect("created");
     assert_eq!(view.status.phase, Phase::Running);
     view.sandbox.id
 }
 
-async fn settled(service: &Service, id: &SandboxId, phase: Phase) -> SandboxView {
+pub(super) async fn settled(service: &Service, id: &SandboxId, phase: Phase) -> SandboxView {
     let handle = service.handle(id).expect("live");
     let mut published = handle.published.subscribe();
     published.wait_for(|published| published.phase == phase).await.expect("published");
     handle.view()
 }
 
-async fn gone_for_good(service: &Service, id: &SandboxId) {
+pub(super) async fn gone_for_good(service: &Service, id: &SandboxId) {
     while let Some(handle) = service.handle(id) {
         let mut published = handle.published.subscribe();
         drop(handle);
@@ -84,7 +84,7 @@ async fn gone_for_good(service: &Service, id: &SandboxId) {
     }
 }
 
-fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {
+pub(super) fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {
     result.expect_err("refused").kind()
 }
 
