@@ -1,13 +1,14 @@
 //! Bringing the disk into order for a snapshot of it: flushed, or standing still for a bounded time.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::Duration,
 };
 
 use axum::{Json, extract::State};
 use sandhaus_protocol::guest::{FREEZE_MAX_MS, SyncReply, SyncRequest};
-use tokio::{sync::oneshot, task::AbortHandle};
+use tokio::sync::oneshot;
 
 use super::Guest;
 use crate::{
@@ -18,10 +19,23 @@ use crate::{
 /// Longest that everything written may take to reach the disk.
 const FLUSH_MAX: Duration = Duration::from_secs(120);
 
-/// The root file system, while it stands still: the task that lets it go on when its time is over.
+/// The root file system as far as it stands still. The thread that made it so lets it go on when its time is over: the
+/// agent's others may be waiting to write.
 #[derive(Default)]
 pub(super) struct Freezer {
-    thaw: Mutex<Option<AbortHandle>>,
+    state: Arc<Mutex<Stillness>>,
+}
+
+/// How far it is.
+#[derive(Default)]
+enum Stillness {
+    /// It goes on.
+    #[default]
+    Going,
+    /// What was written before is on its way to the disk.
+    Stopping,
+    /// It stands still, for as long as was said last; without anyone to say so it was thawed already.
+    Still(mpsc::Sender<Duration>),
 }
 
 /// `POST /sandhaus/sync`.
@@ -31,76 +45,109 @@ pub(super) async fn sync(
 ) -> Result<Json<SyncReply>> {
     let frozen = match request {
         SyncRequest::Flush => {
-            on_own_thread(FLUSH_MAX, sys::flush_disks, |()| {}).await?;
+            let (sender, flushed) = oneshot::channel();
+            std::thread::Builder::new().spawn(|| {
+                sys::flush_disks();
+                // Nobody may be waiting any more.
+                let _ = sender.send(());
+            })?;
+            within(FLUSH_MAX, flushed).await?;
             false
         }
-        SyncRequest::Freeze { limit_ms } => freeze(&guest, limit_ms).await?,
+        SyncRequest::Freeze { limit_ms } => guest.freezer.freeze(limit_ms).await?,
         SyncRequest::Thaw => guest.freezer.thaw()?,
     };
     Ok(Json(SyncReply { frozen }))
 }
 
-async fn freeze(guest: &Arc<Guest>, limit_ms: u64) -> Result<bool> {
-    if limit_ms == 0 || limit_ms > FREEZE_MAX_MS {
-        return Err(Error::invalid(format_args!("limit_ms is 1 to {FREEZE_MAX_MS}")));
-    }
-    let limit = Duration::from_millis(limit_ms);
-    let work = || {
-        sys::flush_disks();
-        sys::freeze_root()
-    };
-    // Nobody waits any more for what came too late, and nobody would thaw it.
-    let too_late = |frozen| {
-        if matches!(frozen, Ok(true)) {
-            let _ = sys::thaw_root();
-        }
-    };
-    let frozen = on_own_thread(limit, work, too_late).await?;
-    let frozen = frozen
-        .map_err(|error| Error::internal(format_args!("cannot freeze the root file system: {error}")))?;
-    if frozen {
-        let later = Arc::clone(guest);
-        let task = tokio::spawn(async move {
-            tokio::time::sleep(limit).await;
-            let _ = later.freezer.thaw();
-        });
-        guest.freezer.replace(Some(task.abort_handle()));
-    }
-    Ok(frozen)
-}
-
 impl Freezer {
+    async fn freeze(&self, limit_ms: u64) -> Result<bool> {
+        if limit_ms == 0 || limit_ms > FREEZE_MAX_MS {
+            return Err(Error::invalid(format_args!("limit_ms is 1 to {FREEZE_MAX_MS}")));
+        }
+        let limit = Duration::from_millis(limit_ms);
+        let Some(frozen) = self.begin(limit)? else { return Ok(true) };
+        within(limit, frozen)
+            .await?
+            .map_err(|error| Error::internal(format_args!("cannot freeze the root file system: {error}")))
+    }
+
+    /// Has a thread freeze it and tell how that went; `None` where it stands still already, and now so much longer.
+    fn begin(&self, limit: Duration) -> Result<Option<oneshot::Receiver<io::Result<bool>>>> {
+        let mut state = lock(&self.state);
+        match &*state {
+            Stillness::Still(anew) if anew.send(limit).is_ok() => return Ok(None),
+            Stillness::Stopping => {
+                return Err(Error::conflict("the root file system is being frozen already"));
+            }
+            Stillness::Going | Stillness::Still(_) => {}
+        }
+        let (sender, frozen) = oneshot::channel();
+        let shared = Arc::clone(&self.state);
+        std::thread::Builder::new().spawn(move || keep_still(&shared, limit, sender))?;
+        *state = Stillness::Stopping;
+        Ok(Some(frozen))
+    }
+
     /// Lets the root file system go on; false if it did.
     pub(super) fn thaw(&self) -> Result<bool> {
+        let mut state = lock(&self.state);
         let thawed = sys::thaw_root();
-        self.replace(None);
+        if matches!(*state, Stillness::Still(_)) {
+            *state = Stillness::Going;
+        }
         thawed.map_err(|error| Error::internal(format_args!("cannot thaw the root file system: {error}")))
     }
+}
 
-    fn replace(&self, task: Option<AbortHandle>) {
-        let mut thaw = self.thaw.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = std::mem::replace(&mut *thaw, task) {
-            old.abort();
+fn keep_still(shared: &Mutex<Stillness>, limit: Duration, told: oneshot::Sender<io::Result<bool>>) {
+    sys::flush_disks();
+    let frozen = sys::freeze_root();
+    let still = matches!(frozen, Ok(true));
+    let mut state = lock(shared);
+    if told.send(frozen).is_err() && still {
+        // Too late: nobody waits any more, and nobody would thaw it.
+        let _ = sys::thaw_root();
+        *state = Stillness::Going;
+        return;
+    }
+    if !still {
+        *state = Stillness::Going;
+        return;
+    }
+    let (anew, orders) = mpsc::channel();
+    *state = Stillness::Still(anew);
+    drop(state);
+    let mut left = limit;
+    loop {
+        match orders.recv_timeout(left) {
+            Ok(anew) => left = anew,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let mut state = lock(shared);
+                // Said in the last moment, which the lock makes the last.
+                match orders.try_recv() {
+                    Ok(anew) => left = anew,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                    Err(mpsc::TryRecvError::Empty) => {
+                        let _ = sys::thaw_root();
+                        *state = Stillness::Going;
+                        return;
+                    }
+                }
+            }
         }
     }
 }
 
-/// Runs `work` on a thread of the agent's own, since those of files are few and the workload's. What ends after `limit` is
-/// handed to `too_late` there.
-async fn on_own_thread<T: Send + 'static>(
-    limit: Duration,
-    work: impl FnOnce() -> T + Send + 'static,
-    too_late: impl FnOnce(T) + Send + 'static,
-) -> Result<T> {
-    let (sender, receiver) = oneshot::channel();
-    let run = move || {
-        if let Err(result) = sender.send(work()) {
-            too_late(result);
-        }
-    };
-    std::thread::Builder::new().spawn(run)?;
-    match tokio::time::timeout(limit, receiver).await {
-        Ok(Ok(result)) => Ok(result),
+fn lock(state: &Mutex<Stillness>) -> MutexGuard<'_, Stillness> {
+    // Replaced as a whole.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn within<T>(limit: Duration, answer: oneshot::Receiver<T>) -> Result<T> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
         Ok(Err(_)) | Err(_) => Err(Error::unavailable("the disk did not take everything in time")),
     }
 }

@@ -205,6 +205,8 @@ impl Guest {
         if occasion == Occasion::Restored {
             // Whoever was connected was so to another machine.
             sys::sever_connections(peer);
+            // The image may be one of a disk that stood still; nothing could be written in here.
+            self.freezer.thaw()?;
         }
         if occasion != Occasion::Repeat {
             names::take(&told.hostname, &sandbox_id)?;

@@ -125,9 +125,9 @@ impl Family {
     }
 }
 
-/// Whether any process but PID 1 lives.
+/// Whether any process but PID 1 lives. Threads of the kernel, which the first process of a machine sees, never end.
 pub(super) fn others_alive() -> bool {
-    snapshot().iter().any(|e| e.pid != 1 && !e.zombie)
+    snapshot().iter().any(|e| e.pid != 1 && !e.zombie && !e.is_of_kernel())
 }
 
 /// Direct children of a process.
@@ -150,6 +150,16 @@ struct Entry {
     session: i32,
     start_ticks: u64,
     zombie: bool,
+}
+
+/// Number of the process from which the kernel makes all its threads.
+const KERNEL_THREADS: i32 = 2;
+
+impl Entry {
+    /// Everything else has a session by the time it is of interest, whatever its number.
+    fn is_of_kernel(&self) -> bool {
+        self.session == 0 && (self.pid == KERNEL_THREADS || self.parent == KERNEL_THREADS)
+    }
 }
 
 fn snapshot() -> Vec<Entry> {
