@@ -20,8 +20,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::TcpStream;
 
 use crate::{
+    console::Console,
     error::{Error, Result},
-    stream::ExecStream,
+    stream::{ExecStream, JobStream},
     wire::*,
 };
 
@@ -205,6 +206,31 @@ impl Client {
         self.call(Method::POST, &session(id, "/start"), None::<&()>).await
     }
 
+    /// Writes a session's memory to disk and lets go of the memory; starting it goes on where it was.
+    pub async fn suspend(&self, id: &str) -> Result<SessionInfo> {
+        self.call(Method::POST, &session(id, "/suspend"), None::<&()>).await
+    }
+
+    /// Copies a session as it stands.
+    pub async fn fork(&self, id: &str, request: &ForkSession) -> Result<SessionInfo> {
+        self.call(Method::POST, &session(id, "/fork"), Some(request)).await
+    }
+
+    /// What the display of a session shows, as a PNG.
+    pub async fn screenshot(&self, id: &str) -> Result<Vec<u8>> {
+        let request = self.request(Method::GET, &session(id, "/screenshot"), full_body(Bytes::new()))?;
+        let (response, connection) = self.send(request).await?;
+        let picture = collect(successful(response).await?.into_body()).await?;
+        self.keep(connection);
+        Ok(picture)
+    }
+
+    /// The serial console of a session.
+    pub async fn console(&self, id: &str) -> Result<Console> {
+        let request = self.request(Method::GET, &session(id, "/console"), full_body(Bytes::new()))?;
+        Console::open(request, self).await
+    }
+
     /// Use of resources.
     pub async fn stats(&self, id: &str) -> Result<Stats> {
         self.call(Method::GET, &session(id, "/stats"), None::<&()>).await
@@ -301,6 +327,61 @@ impl Client {
         Ok(Download { body: successful(response).await?.into_body() })
     }
 
+    /// Takes a snapshot of a session and waits until it is whole.
+    pub async fn create_snapshot(&self, request: &CreateSnapshot) -> Result<SnapshotInfo> {
+        self.call(Method::POST, "/v1/snapshots", Some(request)).await
+    }
+
+    /// Snapshots of the server, by name.
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
+        let list: SnapshotList = self.call(Method::GET, "/v1/snapshots", None::<&()>).await?;
+        Ok(list.snapshots)
+    }
+
+    /// One snapshot of the server.
+    pub async fn snapshot(&self, name: &str) -> Result<SnapshotInfo> {
+        self.call(Method::GET, &format!("/v1/snapshots/{}", encoded(name)), None::<&()>).await
+    }
+
+    /// Removes a snapshot from the server.
+    pub async fn remove_snapshot(&self, name: &str) -> Result<()> {
+        let path = format!("/v1/snapshots/{}", encoded(name));
+        self.call::<Okay>(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    /// Copies a snapshot to the store.
+    pub async fn push_snapshot(&self, name: &str) -> Result<JobStream> {
+        self.follow(&format!("/v1/snapshots/{}/push", encoded(name))).await
+    }
+
+    /// Copies a snapshot from the store.
+    pub async fn pull_snapshot(&self, name: &str) -> Result<JobStream> {
+        self.follow(&format!("/v1/snapshots/{}/pull", encoded(name))).await
+    }
+
+    /// Snapshots in the store, by name.
+    pub async fn stored_snapshots(&self) -> Result<Vec<StoredSnapshotInfo>> {
+        let list: StoredSnapshotList = self.call(Method::GET, "/v1/store/snapshots", None::<&()>).await?;
+        Ok(list.snapshots)
+    }
+
+    /// One snapshot in the store.
+    pub async fn stored_snapshot(&self, name: &str) -> Result<StoredSnapshotInfo> {
+        self.call(Method::GET, &format!("/v1/store/snapshots/{}", encoded(name)), None::<&()>).await
+    }
+
+    /// Removes a snapshot from the store.
+    pub async fn remove_stored_snapshot(&self, name: &str) -> Result<()> {
+        let path = format!("/v1/store/snapshots/{}", encoded(name));
+        self.call::<Okay>(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    async fn follow(&self, path: &str) -> Result<JobStream> {
+        let request = self.request(Method::POST, path, full_body(Bytes::new()))?;
+        let (response, _) = self.send(request).await?;
+        Ok(JobStream::new(successful(response).await?.into_body()))
+    }
+
     /// The sandboxes that are kept ready.
     pub async fn pool(&self) -> Result<PoolInfo> {
         self.call(Method::GET, "/v1/pool", None::<&()>).await
@@ -344,7 +425,7 @@ impl Client {
         self.call::<Okay>(Method::DELETE, &path, None::<&()>).await.map(drop)
     }
 
-    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>> {
+    pub(crate) fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>> {
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = format!("{}{path}", self.inner.endpoint.path)
@@ -406,6 +487,14 @@ impl Client {
         Ok((response, connection))
     }
 
+    /// Sends on a connection of its own, which the answer may turn into something else.
+    pub(crate) async fn upgrade(&self, request: Request<Body>) -> Result<Response<Incoming>> {
+        let stream = self.inner.endpoint.connect().await?;
+        let (mut connection, driver) = handshake(TokioIo::new(stream)).await.map_err(Error::Transport)?;
+        tokio::spawn(async move { drop(driver.with_upgrades().await) });
+        connection.send_request(request).await.map_err(Error::Transport)
+    }
+
     fn take_idle(&self) -> Option<SendRequest<Body>> {
         self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
@@ -450,7 +539,7 @@ fn encode_json(value: &impl Serialize) -> Result<Bytes> {
     Ok(text.into())
 }
 
-async fn successful(response: Response<Incoming>) -> Result<Response<Incoming>> {
+pub(crate) async fn successful(response: Response<Incoming>) -> Result<Response<Incoming>> {
     if response.status().is_success() {
         return Ok(response);
     }

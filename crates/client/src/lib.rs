@@ -7,10 +7,12 @@
 //! Fields are only ever added to the wire types, and readers ignore fields they do not know.
 
 mod client;
+mod console;
 mod error;
 mod stream;
 pub mod wire;
 
 pub use client::{Body, Client, Download, Endpoint, full_body};
+pub use console::Console;
 pub use error::{Error, Result};
-pub use stream::{ExecEvent, ExecStream};
+pub use stream::{ExecEvent, ExecStream, JobStream};

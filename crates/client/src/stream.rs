@@ -1,4 +1,4 @@
-//! A command's output as it happens: server-sent events, decoded.
+//! A command's output as it happens, and long work as it goes on: server-sent events, decoded.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     error::{Error, Result},
-    wire::{ExecChunk, ExecDone, ExecFailed},
+    wire::{ExecChunk, ExecDone, ExecFailed, JobInfo, PullFailed},
 };
 
 /// Longest line of an event stream in bytes. The server's events are far smaller.
@@ -27,35 +27,95 @@ pub enum ExecEvent {
 /// A running command's stream. Dropping it leaves the command running.
 #[derive(Debug)]
 pub struct ExecStream {
-    body: Incoming,
-    parser: Parser,
+    events: Events,
     ended: bool,
 }
 
 impl ExecStream {
     pub(crate) fn new(body: Incoming) -> Self {
-        Self { body, parser: Parser::default(), ended: false }
+        Self { events: Events::new(body), ended: false }
     }
 
     /// The next event; `None` after [`ExecEvent::Done`]. A stream that stops without it is an error.
     pub async fn next(&mut self) -> Result<Option<ExecEvent>> {
-        loop {
-            if self.ended {
-                return Ok(None);
-            }
-            while let Some(event) = self.parser.events.pop_front() {
-                match event.kind.as_str() {
-                    "chunk" => return Ok(Some(ExecEvent::Chunk(decode(&event.data)?))),
-                    "done" => {
-                        self.ended = true;
-                        return Ok(Some(ExecEvent::Done(decode(&event.data)?)));
-                    }
-                    "error" => {
-                        self.ended = true;
-                        return Err(Error::Stream(decode::<ExecFailed>(&event.data)?.error));
-                    }
-                    _ => {}
+        while !self.ended {
+            let Some(event) = self.events.next().await? else {
+                return Err(Error::Answer("the stream stopped before the command's end".into()));
+            };
+            match event.kind.as_str() {
+                "chunk" => return Ok(Some(ExecEvent::Chunk(decode(&event.data)?))),
+                "done" => {
+                    self.ended = true;
+                    return Ok(Some(ExecEvent::Done(decode(&event.data)?)));
                 }
+                "error" => {
+                    self.ended = true;
+                    return Err(Error::Stream(decode::<ExecFailed>(&event.data)?.error));
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Offset in the command's output up to which events were taken: what `Last-Event-ID` resumes from.
+    pub fn last_event_id(&self) -> Option<&str> {
+        self.events.parser.last_id.as_deref()
+    }
+}
+
+/// Long work of a server as it goes on. Dropping it leaves the work to go on.
+#[derive(Debug)]
+pub struct JobStream {
+    events: Events,
+    ended: bool,
+}
+
+impl JobStream {
+    pub(crate) fn new(body: Incoming) -> Self {
+        Self { events: Events::new(body), ended: false }
+    }
+
+    /// How it stands, whenever that changes; `None` after its end. Work that fails is an error, as is a stream that stops.
+    pub async fn next(&mut self) -> Result<Option<JobInfo>> {
+        while !self.ended {
+            let Some(event) = self.events.next().await? else {
+                return Err(Error::Answer("the stream stopped before the end of the work".into()));
+            };
+            match event.kind.as_str() {
+                "progress" => return decode(&event.data).map(Some),
+                "done" => {
+                    self.ended = true;
+                    return decode(&event.data).map(Some);
+                }
+                "error" => {
+                    self.ended = true;
+                    return Err(Error::Stream(decode::<PullFailed>(&event.data)?.error));
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The events of an answer.
+#[derive(Debug)]
+struct Events {
+    body: Incoming,
+    parser: Parser,
+}
+
+impl Events {
+    fn new(body: Incoming) -> Self {
+        Self { body, parser: Parser::default() }
+    }
+
+    /// The next event; `None` where the answer ends.
+    async fn next(&mut self) -> Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.parser.events.pop_front() {
+                return Ok(Some(event));
             }
             match self.body.frame().await {
                 Some(Ok(frame)) => {
@@ -64,14 +124,9 @@ impl ExecStream {
                     }
                 }
                 Some(Err(error)) => return Err(Error::Transport(error)),
-                None => return Err(Error::Answer("the stream stopped before the command's end".into())),
+                None => return Ok(None),
             }
         }
-    }
-
-    /// Offset in the command's output up to which events were taken: what `Last-Event-ID` resumes from.
-    pub fn last_event_id(&self) -> Option<&str> {
-        self.parser.last_id.as_deref()
     }
 }
 

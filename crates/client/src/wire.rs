@@ -185,6 +185,9 @@ pub struct SessionInfo {
     /// Which engine runs it.
     #[serde(default)]
     pub engine: String,
+    /// The snapshot it was made from: its name, or its id once it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// Raised with each start of its machine.
     #[serde(default)]
     pub generation: u64,
@@ -269,6 +272,119 @@ pub struct ExecRequest {
     /// directory, beside whatever else runs; empty: the server's default.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mode: String,
+}
+
+/// `POST /v1/sessions/{id}/fork`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct ForkSession {
+    /// A name for the copy, unique among live sessions.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Variables over those of the original.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Free marks of the copy.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `POST /v1/snapshots`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+#[serde(default)]
+pub struct CreateSnapshot {
+    /// The session to take it of.
+    pub session: String,
+    /// What it is to be called: 1 to 128 letters, digits, dots, hyphens and underscores.
+    pub name: String,
+    /// `disk`: sessions made of it start afresh on its disk; `machine`: they go on with its memory too; empty: `disk`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// Leave the session running meanwhile: the disk is then as after a power cut. Only for `disk`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub live: bool,
+}
+
+/// A snapshot of a server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct SnapshotInfo {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// `disk` or `machine`.
+    pub kind: String,
+    /// The engine that can read it.
+    pub engine: String,
+    /// The session it was taken of; absent: it came from a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// The image that it lies over, where it does not stand alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// When it was taken, RFC 3339.
+    pub created_at: String,
+    /// Bytes on disk; what is shared with images or other snapshots counts for each.
+    pub size_bytes: u64,
+}
+
+/// `GET /v1/snapshots`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct SnapshotList {
+    /// By name.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// A snapshot in the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct StoredSnapshotInfo {
+    /// Its name.
+    pub name: String,
+    /// `disk` or `machine`.
+    pub kind: String,
+    /// Bytes in the store.
+    pub size_bytes: u64,
+}
+
+/// `GET /v1/store/snapshots`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct StoredSnapshotList {
+    /// By name.
+    pub snapshots: Vec<StoredSnapshotInfo>,
+}
+
+/// Long work as it stands; also the data of the `progress` and `done` events of a push and a pull.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct JobInfo {
+    /// Its id.
+    pub id: String,
+    /// What it does: `import_image`, `pull_image`, `build_image`, `create_snapshot`, `push_snapshot` or `pull_snapshot`.
+    pub kind: String,
+    /// The name of what it works on.
+    pub subject: String,
+    /// `running`, `succeeded` or `failed`.
+    pub state: String,
+    /// What it is at, in words.
+    #[serde(default)]
+    pub stage: String,
+    /// Bytes of this stage that are done.
+    #[serde(default)]
+    pub done_bytes: u64,
+    /// Of so many, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When it began, RFC 3339.
+    pub created_at: String,
 }
 
 /// `POST /v1/sessions/{id}/extend`.

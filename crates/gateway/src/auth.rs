@@ -59,6 +59,11 @@ impl Guard {
         Self { door, logins }
     }
 
+    /// Whether requests may carry a cookie of the web page.
+    pub(crate) fn has_logins(&self) -> bool {
+        self.logins.is_some()
+    }
+
     /// Whether there is a key to show.
     pub(crate) fn needs_key(&self) -> bool {
         matches!(self.door, Door::Key(_))

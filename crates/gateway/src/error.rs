@@ -34,6 +34,8 @@ pub(crate) enum Subject {
     Image,
     /// A workspace.
     Workspace,
+    /// A snapshot.
+    Snapshot,
 }
 
 fn status_and_code(kind: Kind, subject: Subject) -> (StatusCode, &'static str) {
@@ -60,6 +62,7 @@ fn status_and_code(kind: Kind, subject: Subject) -> (StatusCode, &'static str) {
             Subject::File => (StatusCode::NOT_FOUND, "FILE_NOT_FOUND"),
             Subject::Image => (StatusCode::NOT_FOUND, "IMAGE_NOT_FOUND"),
             Subject::Workspace => (StatusCode::NOT_FOUND, "WORKSPACE_NOT_FOUND"),
+            Subject::Snapshot => (StatusCode::NOT_FOUND, "SNAPSHOT_NOT_FOUND"),
             Subject::Request => (StatusCode::NOT_FOUND, "NOT_FOUND"),
         },
         Kind::Exists => (StatusCode::CONFLICT, "ALREADY_EXISTS"),
@@ -67,6 +70,7 @@ fn status_and_code(kind: Kind, subject: Subject) -> (StatusCode, &'static str) {
             Subject::Machine | Subject::Command => (StatusCode::CONFLICT, "SESSION_NOT_RUNNING"),
             Subject::Image => (StatusCode::CONFLICT, "IMAGE_IN_USE"),
             Subject::Workspace => (StatusCode::CONFLICT, "WORKSPACE_IN_USE"),
+            Subject::Snapshot => (StatusCode::CONFLICT, "SNAPSHOT_IN_USE"),
             _ => (StatusCode::CONFLICT, "CONFLICT"),
         },
         Kind::Gone => (StatusCode::GONE, "SESSION_EXPIRED"),

@@ -2,8 +2,8 @@
 //! in it needs root. Each dialect is a folder; no dialect names another.
 //!
 //! Reading order: `server` (connections and their limits), `edge` (what every request passes: request id, key, log,
-//! metrics), `auth`, `error` (the one table from kinds to status codes), `metrics`, then the dialect: `v1`, and
-//! `dashboard`, the web page.
+//! metrics), `auth`, `error` (the one table from kinds to status codes), `metrics`, `proxy` (the way inside) and `screen`
+//! (pictures of displays), then the dialects: `v1`, and `dashboard`, the web page.
 
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ mod dashboard;
 mod edge;
 mod error;
 mod metrics;
+mod proxy;
+mod screen;
 mod server;
 mod v1;
 

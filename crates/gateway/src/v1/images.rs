@@ -1,37 +1,32 @@
 //! Images of this server. Importing one reads files of the host, so that is for the command line on it; pulling one from
 //! a registry is not.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::{Path, State},
-    http::{HeaderValue, Response, StatusCode, header},
+    http::{Response, StatusCode},
 };
-use http_body_util::StreamBody;
-use hyper::body::Frame;
 use sandhaus_client::wire::{
-    ErrorBody, ImageDetails, ImageInfo, ImageLayer, ImageList, Okay, PruneImages, PrunedImages, PullFailed,
-    PullImage, PullProgress, TagImage,
+    ErrorBody, ImageDetails, ImageInfo, ImageLayer, ImageList, Okay, PruneImages, PrunedImages, PullImage,
+    PullProgress, TagImage,
 };
 use sandhaus_sandbox::{
     ImageName, Kind,
     service::images::{self, Credentials, LayerState, Prune, PullStatus},
 };
 use serde::Serialize;
-use tokio::{sync::watch, time::Instant};
 
-use super::{json, json::Json};
+use super::{
+    events::{self, News, event},
+    json,
+    json::Json,
+};
 use crate::{
     edge::Edge,
     error::{ApiError, ApiResult, Subject},
 };
-
-/// How often a pull's progress is told at most.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Silence after which a comment is sent.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Longest name or password of a registry's user.
 const CREDENTIAL_BYTES_MAX: usize = 16 << 10;
@@ -87,17 +82,7 @@ pub(super) async fn pull(
     let request = pull_request(request)?;
     let status = edge.service.pull_image(request).await;
     let status = status.map_err(|error| ApiError::of(Subject::Image, error))?;
-    let events = Events { status, told: None, ended: false };
-    let stream = futures::stream::unfold(events, |mut events| async move {
-        let event = events.next().await?;
-        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), events))
-    });
-    let mut response = Response::new(Body::new(StreamBody::new(stream)));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    Ok(events::follow(status, Subject::Image, told))
 }
 
 fn pull_request(request: PullImage) -> ApiResult<images::PullImage> {
@@ -119,51 +104,13 @@ fn pull_request(request: PullImage) -> ApiResult<images::PullImage> {
     })
 }
 
-/// A pull as a stream of events.
-struct Events {
-    status: watch::Receiver<PullStatus>,
-    told: Option<Instant>,
-    ended: bool,
-}
-
-impl Events {
-    /// The next event; `None` after the last.
-    async fn next(&mut self) -> Option<Vec<u8>> {
-        if self.ended {
-            return None;
-        }
-        if let Some(told) = self.told {
-            // All three are cancel-safe; nothing is lost by looking later, the watch keeps the newest.
-            let changed = tokio::time::timeout(PING_INTERVAL, self.status.changed()).await;
-            match changed {
-                Err(_) => return Some(b": ping\n\n".to_vec()),
-                // Whoever pulled is gone without a word: the server is shutting down.
-                Ok(Err(_)) if self.status.borrow().outcome.is_none() => {
-                    self.ended = true;
-                    let message = "the server is shutting down".to_owned();
-                    return Some(failed(Kind::Unavailable, message));
-                }
-                Ok(_) => {}
-            }
-            if self.status.borrow().outcome.is_none() {
-                tokio::time::sleep_until(told + PROGRESS_INTERVAL).await;
-            }
-        }
-        self.told = Some(Instant::now());
-        let status = self.status.borrow_and_update().clone();
-        self.ended = status.outcome.is_some();
-        Some(match status.outcome {
-            None => event("progress", &progress(&status.layers)),
-            Some(Ok(image)) => event("done", &info(image)),
-            Some(Err(failure)) => failed(failure.kind, failure.message),
-        })
+/// A pull as it stands.
+fn told(status: PullStatus) -> News {
+    match status.outcome {
+        None => News::Progress(event("progress", &progress(&status.layers))),
+        Some(Ok(image)) => News::End(event("done", &info(image))),
+        Some(Err(failure)) => News::End(events::failed(Subject::Image, failure.kind, failure.message)),
     }
-}
-
-fn failed(kind: Kind, message: String) -> Vec<u8> {
-    let error = ApiError::new(kind, Subject::Image, message);
-    let words = if kind == Kind::Internal { "internal error".to_owned() } else { error.public_message("") };
-    event("error", &PullFailed { error_code: error.code().to_owned(), error: words })
 }
 
 fn progress(layers: &[images::PulledLayer]) -> PullProgress {
@@ -174,24 +121,6 @@ fn progress(layers: &[images::PulledLayer]) -> PullProgress {
         layers_done: layers.iter().filter(here).count() as u64,
         layers: layers.len() as u64,
     }
-}
-
-/// An event whose data is one line of ASCII, as some parsers need it.
-fn event(name: &str, data: &impl Serialize) -> Vec<u8> {
-    let json = serde_json::to_string(data).expect("wire types serialise");
-    let mut text = format!("event: {name}\ndata: ");
-    for character in json.chars() {
-        if character.is_ascii() {
-            text.push(character);
-        } else {
-            let mut units = [0; 2];
-            for unit in character.encode_utf16(&mut units) {
-                text.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
-    }
-    text.push_str("\n\n");
-    text.into_bytes()
 }
 
 /// Removes what no image needs any more.

@@ -1,7 +1,8 @@
 //! The native dialect `/v1`, compatible with the published Sandkasten clients.
 //!
 //! Reading order: `json` (how requests are read), `wire` (domain to wire), `sessions`, `stats`, `exec` and `stream` (commands),
-//! `clean` (what becomes of their output), `files`, `upload`, `workspaces`, `images`, `toolbox` (the way to the agent inside).
+//! `clean` (what becomes of their output), `files`, `upload`, `workspaces`, `images`, `snapshots`, `events` (long work as it
+//! goes on), `devices` (console and display), `toolbox` (the way to the agent inside).
 
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ use crate::{
 };
 
 mod clean;
+mod devices;
+mod events;
 mod exec;
 mod files;
 mod images;
@@ -27,6 +30,7 @@ mod inside;
 mod json;
 mod pool;
 mod sessions;
+mod snapshots;
 mod stats;
 mod stream;
 mod toolbox;
@@ -48,6 +52,10 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(sessions::resume))
         .routes(routes!(sessions::stop))
         .routes(routes!(sessions::start))
+        .routes(routes!(sessions::suspend))
+        .routes(routes!(snapshots::fork))
+        .routes(routes!(devices::console))
+        .routes(routes!(devices::screenshot))
         .routes(routes!(exec::exec))
         .routes(routes!(stream::exec_stream))
         .routes(routes!(files::write))
@@ -63,6 +71,12 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(images::pull))
         .routes(routes!(images::prune))
         .routes(routes!(images::tag))
+        .routes(routes!(snapshots::create, snapshots::list))
+        .routes(routes!(snapshots::inspect, snapshots::remove))
+        .routes(routes!(snapshots::push))
+        .routes(routes!(snapshots::pull))
+        .routes(routes!(snapshots::list_stored))
+        .routes(routes!(snapshots::inspect_stored, snapshots::remove_stored))
         .routes(routes!(pool::get))
         .routes(routes!(pool::drain))
         .routes(routes!(pool::fill))

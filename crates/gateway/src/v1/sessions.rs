@@ -24,6 +24,7 @@ use sandhaus_sandbox::{
 use super::{
     SessionPath, json,
     json::{Ignored, Json},
+    snapshots::{self, name_snapshots},
     wire::{failure_info, session_info, status},
     workspaces,
 };
@@ -34,7 +35,7 @@ use crate::{
 };
 
 /// Who owns the sessions of this dialect: it knows one key, so one owner.
-const OWNER: &str = "v1";
+pub(super) const OWNER: &str = "v1";
 
 /// Longest image name that this dialect accepts.
 const IMAGE_NAME_BYTES_MAX: usize = 64;
@@ -72,8 +73,9 @@ pub(super) async fn create(
     if wanted.workspace.is_some() {
         edge.service.check_workspaces().map_err(workspaces::workspace_error)?;
     }
-    let image = wanted.image.clone();
+    let (image, snapshot) = (wanted.image.clone(), wanted.snapshot.is_some());
     let acquired = edge.service.acquire(wanted).await.map_err(|error| match (error.kind(), image) {
+        (Kind::NotFound, _) if snapshot => ApiError::of(Subject::Snapshot, error),
         (Kind::NotFound, Some(image)) => {
             let message = format!(
                 "image not found: {image}; pull it with: sandhaus image pull --name {image} REFERENCE"
@@ -88,11 +90,12 @@ pub(super) async fn create(
         Acquisition::Cold => ("cold", None),
         Acquisition::PoolEmpty => ("cold", Some("pool_empty".to_owned())),
     };
-    let info = SessionInfo {
+    let mut info = SessionInfo {
         acquire_source: Some(source.to_owned()),
         acquire_detail: detail,
         ..session_info(&acquired.view)
     };
+    name_snapshots(&edge, std::slice::from_mut(&mut info)).await;
     Ok(json(StatusCode::CREATED, &info))
 }
 
@@ -104,13 +107,13 @@ pub(crate) fn plain_request(config: &V1Config) -> CreateSandbox {
 /// A request, checked, in the domain's words.
 fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox> {
     let ttl = time_to_live(request.ttl_seconds)?;
-    if !request.snapshot.is_empty() {
-        return Err(ApiError::new(
-            Kind::Unsupported,
-            Subject::Request,
-            "snapshots are not enabled on this server",
-        ));
-    }
+    let snapshot = match request.snapshot.as_str() {
+        "" => None,
+        _ if !request.image.is_empty() => {
+            return Err(ApiError::invalid("name an image or a snapshot, not both"));
+        }
+        name => Some(snapshots::parse(name)?),
+    };
     let workspace = workspace(&request.workspace_id)?;
     let network = network(request.network.as_ref())?;
     let publish =
@@ -128,7 +131,7 @@ fn wanted(config: &V1Config, request: CreateSession) -> ApiResult<CreateSandbox>
         id: None,
         name: (!request.name.is_empty()).then_some(request.name),
         image: image(&request.image)?,
-        snapshot: None,
+        snapshot,
         engine: (!request.engine.is_empty()).then_some(EngineName(request.engine)),
         resources: Resources {
             cpu_millis: cpu_millis(request.cpus)?,
@@ -270,7 +273,8 @@ pub(super) async fn list(State(edge): State<Arc<Edge>>, uri: Uri) -> ApiResult<R
     let filter = filter(&uri)?;
     let limit = filter.limit;
     let views = edge.service.list(filter).await.map_err(|error| ApiError::of(Subject::Session, error))?;
-    let infos: Vec<SessionInfo> = views.iter().map(session_info).collect();
+    let mut infos: Vec<SessionInfo> = views.iter().map(session_info).collect();
+    name_snapshots(&edge, &mut infos).await;
     let mut response = json(StatusCode::OK, &infos);
     if let Some(last) = infos.last().filter(|_| limit > 0 && infos.len() >= limit) {
         let cursor = HeaderValue::from_str(&last.id).expect("an id is made of hex digits and hyphens");
@@ -334,6 +338,7 @@ pub(super) async fn get(
             info.cwd = shell.cwd;
         }
     }
+    name_snapshots(&edge, std::slice::from_mut(&mut info)).await;
     Ok(json(StatusCode::OK, &info))
 }
 
@@ -398,6 +403,21 @@ pub(super) async fn resume(
     set_goal(&edge, &id, Goal::Running).await
 }
 
+/// Writes a session's memory to disk and lets go of the memory: `start` goes on where it was.
+#[utoipa::path(post, path = "/v1/sessions/{id}/suspend", tag = "sessions", params(("id" = String, Path)), responses(
+    (status = 200, body = SessionInfo),
+    (status = 400, body = ErrorBody, description = "UNSUPPORTED: the session's engine cannot"),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody),
+))]
+pub(super) async fn suspend(
+    State(edge): State<Arc<Edge>>,
+    SessionPath(id): SessionPath,
+    _: Ignored,
+) -> ApiResult<Response<Body>> {
+    set_goal(&edge, &id, Goal::Suspended).await
+}
+
 /// Ends a session's machine and keeps its disk.
 #[utoipa::path(post, path = "/v1/sessions/{id}/stop", tag = "sessions", params(("id" = String, Path)), responses(
     (status = 200, body = SessionInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
@@ -410,7 +430,7 @@ pub(super) async fn stop(
     set_goal(&edge, &id, Goal::Stopped).await
 }
 
-/// Starts a stopped session again, on its disk.
+/// Starts a stopped session again, on its disk; a suspended one goes on where it was.
 #[utoipa::path(post, path = "/v1/sessions/{id}/start", tag = "sessions", params(("id" = String, Path)), responses(
     (status = 200, body = SessionInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
 ))]

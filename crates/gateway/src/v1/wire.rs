@@ -36,6 +36,7 @@ pub(crate) fn session_info(view: &SandboxView) -> SessionInfo {
         name: sandbox.name.clone(),
         labels: sandbox.labels.clone(),
         engine: spec.engine.0.clone(),
+        snapshot: spec.source.snapshot().map(ToString::to_string),
         generation: sandbox.generation.0,
         limits: Limits {
             cpus: f64::from(spec.resources.cpu_millis) / 1000.0,

@@ -5,9 +5,11 @@
 
 mod agent;
 mod commands;
+mod devices;
 mod document;
 mod errors;
 mod page;
 mod proxy;
 mod server;
+mod snapshots;
 mod streams;

@@ -59,9 +59,19 @@ impl Edge {
     }
 
     pub(crate) async fn start_gateway(config: ServiceConfig, gateway: GatewayConfig) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let script = Script::new();
         let engine = FakeEngine::default().with_agent(script.agent());
+        Self::start_engine(engine, script, config, gateway).await
+    }
+
+    /// The same on an engine of the test's own.
+    pub(crate) async fn start_engine(
+        engine: FakeEngine,
+        script: Arc<Script>,
+        config: ServiceConfig,
+        gateway: GatewayConfig,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let instance = Instance::acquire(dir.path()).unwrap();
         let service = open(instance, config, engine.clone()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
