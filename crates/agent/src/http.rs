@@ -7,13 +7,14 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, State},
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use sandhaus_protocol::guest::{NOT_GREETED, REFUSAL_HEADER};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -165,7 +166,7 @@ impl Door {
                 request.extensions_mut().insert(peer);
                 match guest.admit(peer, request.uri().path(), request.headers(), reception) {
                     Ok(router) => router,
-                    Err(error) => return error.into_response(),
+                    Err(error) => return refused(error),
                 }
             }
         };
@@ -174,6 +175,20 @@ impl Door {
             Err(never) => match never {},
         }
     }
+}
+
+/// A refusal with what the protocol wants beside the body.
+fn refused(error: Error) -> Response {
+    let header = match error.code {
+        NOT_GREETED => Some((HeaderName::from_static(REFUSAL_HEADER), NOT_GREETED)),
+        _ if error.status == StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
+        _ => None,
+    };
+    let mut response = error.into_response();
+    if let Some((name, value)) = header {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
 }
 
 /// Accepts connections for ever.

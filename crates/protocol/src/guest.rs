@@ -28,6 +28,9 @@ pub const FREEZE_MAX_MS: u64 = 60_000;
 /// Code of the refusal (503) of an agent that was not greeted yet, or that was started anew and has forgotten it.
 pub const NOT_GREETED: &str = "NOT_GREETED";
 
+/// Header of that refusal, with [`NOT_GREETED`] as its value: whoever passes answers on need not read their bodies.
+pub const REFUSAL_HEADER: &str = "sandhaus-refusal";
+
 /// What is to happen to the guest's disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "lowercase")]

@@ -193,6 +193,11 @@ impl Actor {
             // The end of a former machine, of which the planner has no need.
             Some(News::Exit(_)) | None => {}
             Some(News::Unsure) => self.look_again(),
+            Some(News::Forgotten) => {
+                tracing::warn!(sandbox = %self.handle.id, "its agent was started anew");
+                self.seen.greeted = false;
+                self.look_again();
+            }
         }
     }
 

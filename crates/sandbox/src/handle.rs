@@ -108,7 +108,7 @@ pub(crate) struct Handle {
     pub(crate) gate: Arc<Gate>,
     pub(crate) toolbox: Toolbox,
     pub(crate) deadline: Deadline,
-    pub(crate) exits: Exits,
+    pub(crate) exits: Arc<Exits>,
     /// How often the memory limit had struck at the last look; [`UNKNOWN`] before the first one at a sandbox that was
     /// there already when this process came.
     memory_kills: AtomicU64,
@@ -133,7 +133,13 @@ impl Handle {
     ) -> (Arc<Self>, mpsc::Receiver<Message>) {
         let (inbox, messages) = mpsc::channel(MAILBOX_MAX);
         let gate = Arc::new(Gate::default());
-        let dialer = Dialer { id: sandbox.id.clone(), engine: engine.clone(), gate: gate.clone() };
+        let exits = Arc::new(Exits::default());
+        let dialer = Dialer {
+            id: sandbox.id.clone(),
+            engine: engine.clone(),
+            gate: gate.clone(),
+            exits: exits.clone(),
+        };
         let handle = Self {
             id: sandbox.id.clone(),
             engine,
@@ -142,7 +148,7 @@ impl Handle {
             gate,
             toolbox: Toolbox::new(Arc::new(dialer), Base::default()),
             deadline: Deadline::new(sandbox.deadlines),
-            exits: Exits::default(),
+            exits,
             memory_kills: AtomicU64::new(if sandbox.life == Life::New { 0 } else { UNKNOWN }),
         };
         (Arc::new(handle), messages)
@@ -252,9 +258,14 @@ struct Dialer {
     id: SandboxId,
     engine: Arc<dyn Engine>,
     gate: Arc<Gate>,
+    exits: Arc<Exits>,
 }
 
 impl Connect for Dialer {
+    fn forgotten(&self) {
+        self.exits.tell_forgotten();
+    }
+
     fn connect(&self) -> BoxFuture<'_, Result<GuestStream>> {
         Box::pin(async {
             let ticket = self.gate.enter().ok_or_else(|| not_running(&self.id))?;
@@ -328,18 +339,26 @@ pub(crate) struct Exits {
     pub(crate) arrived: Notify,
 }
 
-/// What the engine told.
+/// What the engine told, or the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum News {
     /// A machine ended.
     Exit(MachineExit),
     /// Something may have ended; look.
     Unsure,
+    /// Its agent knows nobody: it was started anew.
+    Forgotten,
 }
 
 impl Exits {
     pub(crate) fn tell(&self, news: News) {
         *self.last() = Some(news);
+        self.arrived.notify_one();
+    }
+
+    /// The agent says so. What the engine told says more.
+    fn tell_forgotten(&self) {
+        self.last().get_or_insert(News::Forgotten);
         self.arrived.notify_one();
     }
 

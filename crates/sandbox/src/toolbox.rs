@@ -24,6 +24,7 @@ use hyper_util::rt::TokioIo;
 use sandhaus_protocol::{
     files::SIZE_HEADER,
     frame::{self, Decoder, Frame},
+    guest::{NOT_GREETED, REFUSAL_HEADER},
     hello::{self, HelloReply, HelloRequest},
     process::{Exit, Process, Resize, Signal, Spawn},
     shell::{ShellExec, ShellExit, ShellInfo, ShellStarted},
@@ -65,6 +66,9 @@ pub type Body = http_body_util::combinators::BoxBody<Bytes, Box<dyn std::error::
 pub trait Connect: Send + Sync + 'static {
     /// A fresh connection.
     fn connect(&self) -> futures::future::BoxFuture<'_, Result<GuestStream>>;
+
+    /// The agent said that nobody has greeted it: it was started anew since. Told with each answer that says so.
+    fn forgotten(&self) {}
 }
 
 /// A client of one agent. Cheap to clone; each call uses a pooled keep-alive connection or dials a new one. A request
@@ -239,7 +243,7 @@ impl Toolbox {
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     self.inner.checkin(sender);
-                    return Ok(response);
+                    return Ok(self.noted(response));
                 }
                 Err(mut failure) => match failure.take_message() {
                     // Nothing of it had been sent: the other side had closed the idle connection.
@@ -254,7 +258,15 @@ impl Toolbox {
             .await
             .map_err(|error| broken("the connection to the sandbox broke", error))?;
         self.inner.checkin(sender);
-        Ok(response)
+        Ok(self.noted(response))
+    }
+
+    /// Tells of an agent that has forgotten whom it serves.
+    fn noted(&self, response: Response<Incoming>) -> Response<Incoming> {
+        if response.headers().get(REFUSAL_HEADER).is_some_and(|code| code == NOT_GREETED) {
+            self.inner.connect.forgotten();
+        }
+        response
     }
 
     /// Greets.
