@@ -778,6 +778,46 @@ async fn a_stop_lets_requests_end_for_a_while_and_then_cuts_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_was_started_anew_is_greeted_again() {
+    // It forgets with its second request, and then knows nobody until it is greeted.
+    let greetings = Arc::new(AtomicUsize::new(0));
+    let requests = Arc::new(AtomicUsize::new(0));
+    let agent: testing::Agent = Arc::new({
+        let (greetings, requests) = (greetings.clone(), requests.clone());
+        move |mut stream, identity| {
+            let (greetings, requests) = (greetings.clone(), requests.clone());
+            Box::pin(async move {
+                while let Some((head, body)) = testing::read_request(&mut stream).await {
+                    let refusal = "503 Service Unavailable\r\nsandhaus-refusal: NOT_GREETED";
+                    let (status, reply) = if head.contains("/sandhaus/hello") {
+                        greetings.fetch_add(1, Ordering::SeqCst);
+                        testing::hello_reply(&body, &identity)
+                    } else if requests.fetch_add(1, Ordering::SeqCst) == 1 {
+                        (refusal, r#"{"message":"not greeted"}"#.to_owned())
+                    } else {
+                        let info = r#"{"name":"default","cwd":"/","running":null,"output_bytes":0}"#;
+                        ("200 OK", info.to_owned())
+                    };
+                    testing::write_response(&mut stream, status, reply.as_bytes()).await;
+                }
+            })
+        }
+    });
+    let house = House::with(FakeEngine::default().with_agent(agent));
+    let service = house.open().await;
+    let id = create(&service).await;
+    let toolbox = service.toolbox(&id).await.expect("runs");
+    toolbox.shell_info("default").await.expect("it knows its host");
+    assert_eq!(greetings.load(Ordering::SeqCst), 1);
+    assert_eq!(kind(toolbox.shell_info("default").await), Kind::Unavailable);
+    let view = service.set_goal(&id, Goal::Running).await.expect("greeted");
+    assert_eq!((view.status.phase, view.sandbox.generation), (Phase::Running, Generation(1)));
+    assert_eq!(greetings.load(Ordering::SeqCst), 2, "the same machine, told once more");
+    service.toolbox(&id).await.expect("runs").shell_info("default").await.expect("it knows its host again");
+    assert_eq!(greetings.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn use_of_resources_and_images_come_through() {
     let mut house = House::new();
     // It changes the catalogue.
