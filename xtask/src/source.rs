@@ -24,6 +24,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "crates/agent/src/sys/linux/",
     "crates/engines/src/namespace/",
     "crates/engines/src/net/inside.rs",
+    "crates/engines/src/qemu/spawn.rs",
     "crates/engines/src/net/tap.rs",
     "crates/sandbox/src/instance.rs",
     "crates/sandbox/src/loop_device.rs",

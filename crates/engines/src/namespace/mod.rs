@@ -45,6 +45,8 @@ pub use check::{CheckLevel, HostCheck, check_host};
 pub use engine::NamespaceEngine;
 pub use launcher::launcher_main;
 
+pub(crate) use mounting::magic_link;
+
 /// First command line argument with which the binary re-executes itself as the launcher, before any thread exists.
 pub const LAUNCHER_ARGUMENT: &str = "__launcher";
 

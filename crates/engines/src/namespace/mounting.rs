@@ -64,7 +64,7 @@ pub(super) fn attach_on(mount: impl AsFd, target: impl AsFd) -> io::Result<()> {
 }
 
 /// A path of what a descriptor stands for.
-pub(super) fn magic_link(descriptor: &OwnedFd) -> String {
+pub(crate) fn magic_link(descriptor: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }
 

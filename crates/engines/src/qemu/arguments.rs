@@ -3,7 +3,6 @@
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::Accelerator;
 
@@ -12,9 +11,6 @@ pub(super) const GUEST_MAC: &str = "02:53:48:00:00:02";
 
 /// The object that is the machine's RAM.
 pub(super) const RAM: &str = "ram";
-
-/// Descriptor sets from this number on are handed over while the machine runs.
-pub(super) const LATER_SETS: u32 = 1000;
 
 /// Bytes that emulation may keep translated code in. What does not fit is translated again.
 const TRANSLATION_MIB: u32 = 128;
@@ -75,8 +71,9 @@ pub(super) struct Invocation<'a> {
     pub(super) hardware: &'a Hardware,
     /// The RAM.
     pub(super) ram: Ram,
-    /// Layers of the disk, lowest first; only the last is written.
-    pub(super) layers: &'a [RawFd],
+    /// Arguments for the disk's files, and the node that the guest's disk is; none: it has none.
+    pub(super) disk: Vec<String>,
+    pub(super) disk_node: Option<String>,
     /// What starts.
     pub(super) kernel: Kernel,
     /// The network interface on the host.
@@ -151,34 +148,11 @@ impl Invocation<'_> {
     }
 
     fn disk(&self, all: &mut Arguments) {
-        for (index, descriptor) in self.layers.iter().enumerate() {
-            let (set, top) = (index + 1, index + 1 == self.layers.len());
-            all.option("-add-fd", format!("fd={descriptor},set={set}"));
-            let file = json!({
-                "driver": "file",
-                "node-name": format!("file{index}"),
-                "filename": format!("/dev/fdset/{set}"),
-                "read-only": !top,
-                "discard": "unmap",
-            });
-            // The format is said and never guessed: what a guest writes at the start of its disk means nothing to us.
-            let below = index.checked_sub(1).map(|below| format!("disk{below}"));
-            let layer = json!({
-                "driver": "qcow2",
-                "node-name": format!("disk{index}"),
-                "file": format!("file{index}"),
-                "backing": below,
-                "read-only": !top,
-                "discard": "unmap",
-                "detect-zeroes": if top { "unmap" } else { "off" },
-            });
-            all.option("-blockdev", file.to_string());
-            all.option("-blockdev", layer.to_string());
-        }
-        if let Some(top) = self.layers.len().checked_sub(1) {
+        all.0.extend(self.disk.iter().cloned());
+        if let Some(node) = &self.disk_node {
             // The guest is told of a full host as of a bad disk; a machine that stopped would wait for nobody.
             let how = "werror=report,rerror=report,bootindex=0";
-            all.option("-device", format!("virtio-blk-pci,id=disk,drive=disk{top},{how}"));
+            all.option("-device", format!("virtio-blk-pci,id=disk,drive={node},{how}"));
         }
     }
 
@@ -240,12 +214,13 @@ mod tests {
         }
     }
 
-    fn invocation<'a>(hardware: &'a Hardware, layers: &'a [RawFd]) -> Invocation<'a> {
+    fn invocation(hardware: &Hardware) -> Invocation<'_> {
         Invocation {
             name: "0123abcd.1",
             hardware,
             ram: Ram::Fresh(20),
-            layers,
+            disk: Vec::new(),
+            disk_node: None,
             kernel: Kernel::Direct {
                 kernel: 30,
                 initramfs: Some(31),
@@ -266,18 +241,10 @@ mod tests {
     #[test]
     fn the_whole_line() {
         let hardware = hardware(Accelerator::Tcg);
-        let arguments = invocation(&hardware, &[50, 51]).arguments();
-        let file = |index: usize, set: usize, read_only: bool| {
-            json!({ "driver": "file", "node-name": format!("file{index}"), "filename": format!("/dev/fdset/{set}"),
-                    "read-only": read_only, "discard": "unmap" })
-            .to_string()
-        };
-        let layer = |index: usize, below: Option<&str>, read_only: bool| {
-            json!({ "driver": "qcow2", "node-name": format!("disk{index}"), "file": format!("file{index}"),
-                    "backing": below, "read-only": read_only, "discard": "unmap",
-                    "detect-zeroes": if read_only { "off" } else { "unmap" } })
-            .to_string()
-        };
+        let mut whole = invocation(&hardware);
+        whole.disk = ["-add-fd", "fd=50,set=1000", "-blockdev", "{}"].map(str::to_owned).into();
+        whole.disk_node = Some("layer-0".to_owned());
+        let arguments = whole.arguments();
         let command_line =
             "root=/dev/vda quiet console=tty0 console=ttyS0 panic=-1 mitigations=off no_timer_check";
         let expected = [
@@ -314,19 +281,11 @@ mod tests {
             "-vnc",
             "none",
             "-add-fd",
-            "fd=50,set=1",
+            "fd=50,set=1000",
             "-blockdev",
-            &file(0, 1, true),
-            "-blockdev",
-            &layer(0, None, true),
-            "-add-fd",
-            "fd=51,set=2",
-            "-blockdev",
-            &file(1, 2, false),
-            "-blockdev",
-            &layer(1, Some("disk0"), false),
+            "{}",
             "-device",
-            "virtio-blk-pci,id=disk,drive=disk1,werror=report,rerror=report,bootindex=0",
+            "virtio-blk-pci,id=disk,drive=layer-0,werror=report,rerror=report,bootindex=0",
             "-netdev",
             "tap,id=net,fd=40,vhost=off",
             "-device",
@@ -354,7 +313,7 @@ mod tests {
     #[test]
     fn a_memory_image_is_mapped_privately_and_waited_for() {
         let hardware = hardware(Accelerator::Kvm);
-        let mut restored = invocation(&hardware, &[]);
+        let mut restored = invocation(&hardware);
         restored.ram = Ram::Image(21);
         let arguments = restored.arguments();
         let ram = "memory-backend-file,id=ram,mem-path=/proc/self/fd/21,size=256M,share=off,readonly=on,rom=off,merge=off,dump=off";
@@ -368,7 +327,7 @@ mod tests {
     #[test]
     fn without_a_disk_or_a_kernel_none_is_named() {
         let hardware = hardware(Accelerator::Tcg);
-        let mut bare = invocation(&hardware, &[]);
+        let mut bare = invocation(&hardware);
         bare.kernel = Kernel::Firmware;
         let arguments = bare.arguments();
         for option in ["-kernel", "-initrd", "-append", "-blockdev", "-add-fd"] {

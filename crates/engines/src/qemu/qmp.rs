@@ -350,6 +350,12 @@ impl Qmp {
         self.exchange(COMMAND_MAX, "add-fd", arguments, Some(descriptor.as_fd())).await.map(drop)
     }
 
+    /// The same with a word by which the descriptor is found again in its set.
+    pub(super) async fn add_marked_fd(&self, set: u32, descriptor: impl AsFd, mark: &str) -> QmpResult<()> {
+        let arguments = json!({ "fdset-id": set, "opaque": mark });
+        self.exchange(COMMAND_MAX, "add-fd", arguments, Some(descriptor.as_fd())).await.map(drop)
+    }
+
     /// Forgets the descriptors of a set; files that are open stay so.
     pub(super) async fn remove_fds(&self, set: u32) -> QmpResult<()> {
         self.execute("remove-fd", json!({ "fdset-id": set })).await.map(drop)
@@ -507,6 +513,14 @@ impl Qmp {
     pub(super) async fn screendump(&self, set: u32) -> QmpResult<()> {
         let arguments = json!({ "filename": format!("/dev/fdset/{set}"), "format": "png" });
         self.execute("screendump", arguments).await.map(drop)
+    }
+
+    /// Hands over a stream whose other end is to see the display.
+    pub(super) async fn add_display_client(&self, stream: impl AsFd) -> QmpResult<()> {
+        let name = format!("display-{}", self.next.load(Ordering::Relaxed));
+        self.getfd(&name, stream).await?;
+        let arguments = json!({ "protocol": "vnc", "fdname": name, "skipauth": true });
+        self.execute("add_client", arguments).await.map(drop)
     }
 
     /// Presses keys together, by QEMU's names for them.

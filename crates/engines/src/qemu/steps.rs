@@ -1,0 +1,35 @@
+//! The sequences of this engine, step by step; those of disks and snapshots stand where they are done.
+
+pub(super) use crate::steps::{Moment, hit, pass};
+use crate::steps::{points_of, sequence};
+
+sequence! {
+    /// Starting a machine.
+    StartStep in "vm_start" {
+        Clear = "clear",
+        Directory = "directory",
+        Sockets = "sockets",
+        Cgroups = "cgroups",
+        Network = "network",
+        Spawn = "spawn",
+        Watch = "watch",
+        Load = "load",
+        Answer = "answer",
+    }
+}
+
+sequence! {
+    /// Ending one.
+    StopStep in "vm_stop" {
+        PowerOff = "power_off",
+        Kill = "kill",
+        Cgroups = "cgroups",
+        Network = "network",
+        Directory = "directory",
+    }
+}
+
+/// All fault points of starting and ending machines.
+pub(super) fn fault_points() -> impl Iterator<Item = String> {
+    points_of(StartStep::ALL).chain(points_of(StopStep::ALL))
+}
