@@ -7,6 +7,7 @@
 //! disks/<id>/workspace/  /workspace                                 │ where the size is limited
 //! disks/<id>/work/       the overlay's own                          ┘
 //! disks/<id>/layers/     the image's layers with this sandbox's ids, on kernels that cannot map them
+//! disks/<id>/below       leads to the snapshot that it is made of
 //! ```
 //!
 //! The record is a symbolic link that leads nowhere: one call makes it, whole or not at all, and one call reads it.
@@ -29,7 +30,7 @@ use sandhaus_sandbox::{
 };
 
 use super::{
-    image_file, removal,
+    capture, image_file, loop_device, removal,
     steps::{self, DestroyStep, MaterializeStep},
     sys,
     wire::DiskPlace,
@@ -52,6 +53,8 @@ pub(super) const WORK: &str = "work";
 pub(super) const WORKSPACE: &str = "workspace";
 /// Copied layers.
 pub(super) const LAYERS: &str = "layers";
+/// The snapshot below it.
+const BELOW: &str = "below";
 /// The file of a size-limited disk.
 const IMAGE: &str = "disk.ext4";
 
@@ -166,6 +169,7 @@ fn make_directory(parent: BorrowedFd<'_>, name: &str, owner: u32) -> io::Result<
 /// The disks of an instance.
 #[derive(Debug)]
 pub(super) struct Disks {
+    data_dir: PathBuf,
     path: PathBuf,
     directory: OwnedFd,
     slots: Mutex<HashSet<u32>>,
@@ -179,7 +183,8 @@ impl Disks {
         make_private(&path).map_err(host)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| host(error.into()))?;
-        let disks = Self { path, directory, slots: Mutex::new(HashSet::new()) };
+        let data_dir = data_dir.to_owned();
+        let disks = Self { data_dir, path, directory, slots: Mutex::new(HashSet::new()) };
         let mut slots = HashSet::new();
         for id in disks.list()? {
             slots.extend(disks.any_record(&id)?.map(|record| slot_of(record.base)));
@@ -290,6 +295,10 @@ impl Disks {
             Kind::Image => Ok(()),
         })
         .map_err(host("make disk"))?;
+        steps::pass(MaterializeStep::Snapshot, || match &spec.snapshot {
+            None => Ok(()),
+            Some(snapshot) => self.begin_from(id, snapshot, &directory, kind, &layout),
+        })?;
         let record = Record { generation: spec.generation, base, kind };
         steps::pass(MaterializeStep::Record, || {
             rustix::fs::symlinkat(record.to_text(), &directory, RECORD).map_err(io::Error::from)
@@ -297,6 +306,56 @@ impl Disks {
         .map_err(host("record disk"))?;
         slot.keep();
         Ok(())
+    }
+
+    /// Begins a disk with what a snapshot has beside its layers, which stay where they are.
+    fn begin_from(
+        &self,
+        id: &SandboxId,
+        snapshot: &Path,
+        directory: &OwnedFd,
+        kind: Kind,
+        layout: &Layout<'_>,
+    ) -> EngineResult<()> {
+        capture::layers(snapshot)?;
+        let begin = || -> io::Result<()> {
+            capture::note_below(directory, BELOW, &self.data_dir, snapshot)?;
+            match kind {
+                Kind::Directory => {
+                    let whole = sys::open_beneath(directory.as_fd(), Path::new("."), OFlags::RDONLY)?;
+                    capture::fill_workspace(&whole, layout.base, snapshot)
+                }
+                Kind::Image => {
+                    // Nobody else has it yet.
+                    let mounted = loop_device::mount_image(&self.path_of(id).join(IMAGE))?;
+                    layout.lay(mounted.as_fd())?;
+                    capture::fill_workspace(&mounted, layout.base, snapshot)
+                }
+            }
+        };
+        begin().map_err(|error| failure("make disk of snapshot", error))
+    }
+
+    /// Writes what a disk holds into the empty directory `into`. Nobody may write to it meanwhile.
+    pub(super) fn capture(&self, id: &SandboxId, into: &Path) -> EngineResult<()> {
+        let host = |error: io::Error| failure("open disk", error);
+        let Some(record) = self.record(id)? else {
+            return Err(EngineError::Invalid("there is no disk to capture".to_owned()));
+        };
+        let path = self.path_of(id);
+        let below = match rustix::fs::readlinkat(&self.directory, format!("{id}/{BELOW}"), Vec::new()) {
+            Ok(_) => Some(fs_err::canonicalize(path.join(BELOW)).map_err(host)?),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(host(error.into())),
+        };
+        let disk = match record.kind {
+            Kind::Directory => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                sys::open_beneath(self.directory.as_fd(), Path::new(id.as_str()), flags)
+            }
+            Kind::Image => loop_device::share_image(&path.join(IMAGE)),
+        };
+        capture::write(&disk.map_err(host)?, record.base, below.as_deref(), into)
     }
 
     /// Marks a disk so that it never counts as one again, but its ids stay taken.

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,13 +32,12 @@ use tokio::{
 use super::{
     NamespaceConfig,
     admission::{self, boot_document},
-    dial, disk,
+    capture, dial, disk,
     disk::Disks,
     first_process::is_agent,
     image_file,
     launcher_client::{self, LaunchError, LauncherClient},
-    layer_copy,
-    network, removal,
+    layer_copy, network, removal,
     steps::{self, DestroyStep, LaunchStep, Moment, StartStep, Step, StopStep},
     wire::{LaunchDescriptors, LaunchFailure, LaunchRequest, LayerMapping},
 };
@@ -147,6 +147,7 @@ impl Engine for NamespaceEngine {
         let spec = spec.clone();
         self.blocking(move |inner| {
             admission::check(&spec)?;
+            layers(&spec)?;
             net::check_policy(&spec.network, &inner.config.network)?;
             if spec.resources.disk_bytes != 0 && inner.capabilities.disk_limit.is_none() {
                 return Err(EngineError::Unsupported("a disk limit on this host".to_owned()));
@@ -178,19 +179,21 @@ impl Engine for NamespaceEngine {
         self.blocking(move |inner| inner.cgroups.thaw(&inner.running_name(&id)?))
     }
 
-    fn capture<'a>(&'a self, _: &'a SandboxId, what: Capture, _: std::path::PathBuf) -> Res<'a, ()> {
-        let what = match what {
-            Capture::Disk => "capturing a disk",
-            Capture::Memory | Capture::Machine => "capturing memory",
-        };
-        Box::pin(async move { Err(EngineError::Unsupported(what.to_owned())) })
+    fn capture<'a>(&'a self, id: &'a SandboxId, what: Capture, into: PathBuf) -> Res<'a, ()> {
+        let id = id.clone();
+        self.blocking(move |inner| match what {
+            Capture::Disk => inner.capture_disk(&id, &into),
+            Capture::Memory | Capture::Machine => {
+                Err(EngineError::Unsupported("capturing memory".to_owned()))
+            }
+        })
     }
 
-    fn pack<'a>(&'a self, _: std::path::PathBuf, _: std::path::PathBuf) -> Res<'a, ()> {
+    fn pack<'a>(&'a self, _: PathBuf, _: PathBuf) -> Res<'a, ()> {
         Box::pin(async { Err(EngineError::Unsupported("packing a snapshot".to_owned())) })
     }
 
-    fn verify<'a>(&'a self, _: std::path::PathBuf) -> Res<'a, ()> {
+    fn verify<'a>(&'a self, _: PathBuf) -> Res<'a, ()> {
         Box::pin(async { Err(EngineError::Unsupported("snapshots of a store".to_owned())) })
     }
 
@@ -284,7 +287,7 @@ impl Inner {
             boots_by_greeting: false,
             start_max: LAUNCH_MAX,
             memory_snapshot: false,
-            disk_snapshot: DiskSnapshot::None,
+            disk_snapshot: DiskSnapshot::Frozen,
             portable_snapshots: false,
             console: false,
             resize: true,
@@ -449,7 +452,7 @@ impl Inner {
         let boot = boot_document(spec)?;
         let agent = self.agent.try_clone().map_err(host)?;
         let copied = self.mapping == LayerMapping::Copied || self.copies_layers.load(Ordering::Relaxed);
-        let layers = if copied { self.copy_layers(spec, record.base)? } else { spec.tree.layers.clone() };
+        let layers = if copied { self.copy_layers(spec, record.base)? } else { layers(spec)? };
         let request = LaunchRequest {
             tag: 0,
             base: record.base,
@@ -482,10 +485,19 @@ impl Inner {
         Ok(Some((request, descriptors)))
     }
 
-    fn copy_layers(&self, spec: &MachineSpec, base: u32) -> EngineResult<Vec<std::path::PathBuf>> {
+    fn copy_layers(&self, spec: &MachineSpec, base: u32) -> EngineResult<Vec<PathBuf>> {
         let into = self.disks.path_of(&spec.id).join(disk::LAYERS);
-        layer_copy::copy_all(&spec.tree.layers, &into, base)
-            .map_err(|error| disk::failure("copy image", error))
+        layer_copy::copy_all(&layers(spec)?, &into, base).map_err(|error| disk::failure("copy image", error))
+    }
+
+    /// Writes what a sandbox has written. Its machine, if it has one, must stand still.
+    fn capture_disk(self: &Arc<Self>, id: &SandboxId, into: &Path) -> EngineResult<()> {
+        if let Some((name, _)) = self.hold_running(id)?
+            && !self.cgroups.is_frozen(&name.to_string())
+        {
+            return Err(EngineError::Invalid("the machine is not frozen".to_owned()));
+        }
+        self.disks.capture(id, into)
     }
 
     /// The launcher's part, and holding what it made.
@@ -608,6 +620,23 @@ const FORWARDING: &str = "machines/.forwarding";
 
 /// The directory on which the launcher mounts what only it sees.
 const STAGE: &str = "machines/.stage";
+
+/// Everything that a machine's own layer lies over, top first.
+fn layers(spec: &MachineSpec) -> EngineResult<Vec<PathBuf>> {
+    let mut layers = match &spec.snapshot {
+        Some(snapshot) => capture::layers(snapshot)?,
+        None => Vec::new(),
+    };
+    layers.extend(spec.tree.layers.iter().cloned());
+    if layers.len() > admission::LAYERS_MAX {
+        return Err(EngineError::Invalid(format!(
+            "image and snapshot have {} layers, at most {} can be one file system",
+            layers.len(),
+            admission::LAYERS_MAX
+        )));
+    }
+    Ok(layers)
+}
 
 impl LaunchFailure {
     /// The kernel or a file system refused to map the ids of a layer.

@@ -2,24 +2,22 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
     path::Path,
     process::{Command, Stdio},
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, SeekFrom},
+    fs::{CWD, Mode, OFlags},
     io::Errno,
 };
+
+use super::sparse;
 
 /// Smallest size-limited disk: below, the file system itself takes most of it.
 const BYTES_MIN: u64 = 16 << 20;
 
 /// Sizes are rounded up to this, so that a few templates serve all.
 const BYTES_STEP: u64 = 1 << 20;
-
-/// Bytes copied by one call.
-const COPY_BYTES_MAX: usize = 1 << 30;
 
 /// How disks are limited here, in words for people; `None` where they cannot be.
 pub(super) fn way() -> Option<&'static str> {
@@ -48,7 +46,7 @@ pub(super) fn make(templates: &Path, path: &Path, bytes: u64) -> io::Result<()> 
     };
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let copy = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o600))?;
-    copy_sparse(&source, &copy, bytes)
+    sparse::copy(&source, &copy, bytes)
 }
 
 /// Makes a template. Several at once end with one of them.
@@ -79,29 +77,4 @@ fn format(templates: &Path, template: &Path, bytes: u64) -> io::Result<()> {
         let _ = fs_err::remove_file(&fresh);
     }
     made
-}
-
-/// Copies the extents that hold data; shares them where the file system can.
-fn copy_sparse(source: &OwnedFd, copy: &OwnedFd, bytes: u64) -> io::Result<()> {
-    if rustix::fs::ioctl_ficlone(copy, source).is_ok() {
-        return Ok(());
-    }
-    rustix::fs::ftruncate(copy, bytes)?;
-    let mut at = 0;
-    loop {
-        let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let end = rustix::fs::seek(source, SeekFrom::Hole(start))?;
-        let (mut from, mut to) = (start, start);
-        while from < end {
-            let length = usize::try_from(end - from).unwrap_or(usize::MAX).min(COPY_BYTES_MAX);
-            if rustix::fs::copy_file_range(source, Some(&mut from), copy, Some(&mut to), length)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        at = end;
-    }
 }

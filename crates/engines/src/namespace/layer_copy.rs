@@ -1,7 +1,8 @@
-//! Copies of image layers that carry a sandbox's own ids, for kernels and file systems that cannot map them.
+//! Copies of trees with other ids: of image layers that carry a sandbox's own, for kernels and file systems that cannot map
+//! them, and of what a sandbox wrote that carry an image's, for snapshots.
 //!
-//! Slow, but the same to look at: owners are shifted into the sandbox's range; links, modes, times, extended attributes
-//! and file capabilities stay what they are. The copy belongs to the sandbox's disk and goes with it.
+//! The same to look at: owners are shifted into a sandbox's range or out of it, those of files, of access lists and of file
+//! capabilities; links, holes, modes, times and extended attributes stay what they are. Nothing in a tree is followed.
 
 use std::{
     collections::HashMap,
@@ -19,7 +20,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{disk::IDS_PER_SANDBOX, removal};
+use super::{disk::IDS_PER_SANDBOX, removal, sparse};
 
 /// Deepest tree that is copied; image imports allow no deeper one.
 const DEPTH_MAX: usize = 512;
@@ -27,14 +28,47 @@ const DEPTH_MAX: usize = 512;
 /// Bytes of directory entries read at a time.
 const ENTRIES_BYTES: usize = 32 * 1024;
 
-/// Bytes copied by one call.
-const COPY_BYTES_MAX: usize = 1 << 30;
-
 /// Largest list of names or value of an extended attribute, the kernel's own limit.
 const ATTRIBUTE_BYTES_MAX: usize = 64 * 1024;
 
 /// Whom ids beyond a sandbox's range become.
 const NOBODY: u32 = 65_534;
+
+/// What overlayfs notes for itself alone about files of an upper layer: in a lower one it would be wrong.
+const OVERLAY_OWN: &[&[u8]] = &[
+    b"trusted.overlay.origin",
+    b"trusted.overlay.impure",
+    b"trusted.overlay.nlink",
+    b"trusted.overlay.upper",
+    b"trusted.overlay.uuid",
+];
+
+/// Whose ids a copy carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owners {
+    /// Those of the sandbox whose range begins here, of an image's.
+    Into(u32),
+    /// An image's, of those of the sandbox whose range begins here.
+    OutOf(u32),
+    /// The same; and files are further names of those that are there, as nobody ever changes them.
+    Linked,
+}
+
+impl Owners {
+    fn map(self, id: u32) -> u32 {
+        match self {
+            Self::Into(base) => base + if id < IDS_PER_SANDBOX { id } else { NOBODY },
+            Self::OutOf(base) => id.checked_sub(base).filter(|id| *id < IDS_PER_SANDBOX).unwrap_or(NOBODY),
+            Self::Linked => id,
+        }
+    }
+}
+
+/// Copies all below `source` into the empty directory `target`, and what `source` itself is.
+pub(super) fn copy_tree(source: &OwnedFd, target: &OwnedFd, owners: Owners) -> io::Result<()> {
+    let root = target.try_clone()?;
+    Copier { owners, links: HashMap::new(), root, path: PathBuf::new() }.directory(source, target, 0)
+}
 
 /// Copies all layers into `into`, once; what is there whole already is used again.
 pub(super) fn copy_all(layers: &[PathBuf], into: &Path, base: u32) -> io::Result<Vec<PathBuf>> {
@@ -52,21 +86,20 @@ pub(super) fn copy_all(layers: &[PathBuf], into: &Path, base: u32) -> io::Result
         rustix::fs::mkdirat(&parent, &*partial, Mode::from_raw_mode(0o755))?;
         let source = open_directory(CWD, layer)?;
         let target = open_directory(&parent, &*partial)?;
-        let mut copier =
-            Copier { base, links: HashMap::new(), root: target.try_clone()?, path: PathBuf::new() };
-        copier.directory(&source, &target, 0)?;
+        copy_tree(&source, &target, Owners::Into(base))?;
         rustix::fs::renameat(&parent, &*partial, &parent, index.to_string())?;
     }
     Ok(finished)
 }
 
-fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+/// Opens a directory that is no link.
+pub(super) fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(parent, name, flags, Mode::empty())
 }
 
 struct Copier {
-    base: u32,
+    owners: Owners,
     /// Where a file with several names was copied to first, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
     root: OwnedFd,
@@ -77,7 +110,7 @@ impl Copier {
     /// Copies what `source` holds into `target`, then what `source` is.
     fn directory(&mut self, source: &OwnedFd, target: &OwnedFd, depth: usize) -> io::Result<()> {
         if depth > DEPTH_MAX {
-            return Err(io::ErrorKind::InvalidInput.into());
+            return Err(Errno::NAMETOOLONG.into());
         }
         let mut buffer = Vec::with_capacity(ENTRIES_BYTES);
         let mut entries = RawDir::new(source, buffer.spare_capacity_mut());
@@ -93,13 +126,20 @@ impl Copier {
             self.path.pop();
         }
         let status = rustix::fs::fstat(source)?;
-        copy_attributes(source, target, self.base)?;
+        copy_attributes(source, target, self.owners)?;
         self.finish_open(target, &status)
     }
 
     fn entry(&mut self, source: &OwnedFd, target: &OwnedFd, name: &CString, depth: usize) -> io::Result<()> {
         let status = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(status.st_mode);
+        if self.owners == Owners::Linked && kind.is_file() {
+            match rustix::fs::linkat(source, name, target, name, AtFlags::empty()) {
+                // It has all the names it can have, or lies elsewhere: then it is copied.
+                Err(Errno::MLINK | Errno::XDEV) => {}
+                linked => return Ok(linked?),
+            }
+        }
         if !kind.is_dir() && status.st_nlink > 1 {
             let key = (status.st_dev, status.st_ino);
             if let Some(first) = self.links.get(&key) {
@@ -140,13 +180,11 @@ impl Copier {
         let from = rustix::fs::openat(source, name, reading, Mode::empty())?;
         let writing = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let to = rustix::fs::openat(target, name, writing, Mode::from_raw_mode(0o600))?;
-        if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
-            while rustix::fs::copy_file_range(&from, None, &to, None, COPY_BYTES_MAX)? > 0 {}
-        }
+        sparse::copy(&from, &to, u64::try_from(status.st_size).unwrap_or(0))?;
         // The owner first: a change of it clears capabilities and setuid.
         let (uid, gid) = self.owner(status);
         rustix::fs::fchown(&to, Some(uid), Some(gid))?;
-        copy_attributes(&from, &to, self.base)?;
+        copy_attributes(&from, &to, self.owners)?;
         self.finish_open(&to, status)
     }
 
@@ -158,8 +196,7 @@ impl Copier {
     }
 
     fn owner(&self, status: &Stat) -> (Uid, Gid) {
-        let shift = |id: u32| self.base + if id < IDS_PER_SANDBOX { id } else { NOBODY };
-        (Uid::from_raw(shift(status.st_uid)), Gid::from_raw(shift(status.st_gid)))
+        (Uid::from_raw(self.owners.map(status.st_uid)), Gid::from_raw(self.owners.map(status.st_gid)))
     }
 }
 
@@ -172,38 +209,70 @@ fn times(status: &Stat) -> Timestamps {
 }
 
 /// Copies extended attributes: also those by which overlayfs marks opaque directories.
-fn copy_attributes(source: &OwnedFd, target: &OwnedFd, base: u32) -> io::Result<()> {
-    let mut names = vec![0; ATTRIBUTE_BYTES_MAX];
-    let length = match rustix::fs::flistxattr(source, &mut names[..]) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => return Ok(()),
+fn copy_attributes(source: &OwnedFd, target: &OwnedFd, owners: Owners) -> io::Result<()> {
+    let mut names = match rustix::fs::flistxattr_query(source) {
+        // Most files have none.
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(()),
+        Ok(length) => vec![0; length],
         Err(error) => return Err(error.into()),
     };
+    let length = rustix::fs::flistxattr(source, &mut names[..])?;
     for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        if OVERLAY_OWN.contains(&name) {
+            continue;
+        }
         let mut value = vec![0; ATTRIBUTE_BYTES_MAX];
         let length = rustix::fs::fgetxattr(source, name, &mut value[..])?;
         value.truncate(length);
-        if name == b"security.capability" {
-            value = capability_of(&value, base).unwrap_or(value);
-        }
-        rustix::fs::fsetxattr(target, name, &value, XattrFlags::empty())?;
+        let mapped = match name {
+            b"security.capability" => capability_of(&value, owners),
+            b"system.posix_acl_access" | b"system.posix_acl_default" => access_list_of(&value, owners),
+            _ => None,
+        };
+        rustix::fs::fsetxattr(target, name, &mapped.unwrap_or(value), XattrFlags::empty())?;
     }
     Ok(())
 }
 
 /// File capabilities count for the user namespace whose root they name: version 2 names the host's, version 3 one.
-fn capability_of(value: &[u8], base: u32) -> Option<Vec<u8>> {
+fn capability_of(value: &[u8], owners: Owners) -> Option<Vec<u8>> {
     const REVISION_2: u32 = 0x0200_0000;
     const REVISION_3: u32 = 0x0300_0000;
     const REVISIONS: u32 = 0xff00_0000;
+    const BYTES_2: usize = 20;
     let magic = u32::from_le_bytes(*value.first_chunk()?);
-    if magic & REVISIONS != REVISION_2 || value.len() != 20 {
-        return None;
+    let (other, base) = match owners {
+        Owners::Into(base) if magic & REVISIONS == REVISION_2 && value.len() == BYTES_2 => {
+            (REVISION_3, Some(base))
+        }
+        Owners::OutOf(base)
+            if magic & REVISIONS == REVISION_3 && value.get(BYTES_2..)? == base.to_le_bytes() =>
+        {
+            (REVISION_2, None)
+        }
+        Owners::Into(_) | Owners::OutOf(_) | Owners::Linked => return None,
+    };
+    let mut mapped = value.get(..BYTES_2)?.to_vec();
+    mapped[..4].copy_from_slice(&((magic & !REVISIONS) | other).to_le_bytes());
+    mapped.extend(base.into_iter().flat_map(u32::to_le_bytes));
+    Some(mapped)
+}
+
+/// An access list names users and groups: a version, then a tag, permissions and an id for each entry.
+fn access_list_of(value: &[u8], owners: Owners) -> Option<Vec<u8>> {
+    const HEAD_BYTES: usize = 4;
+    const ENTRY_BYTES: usize = 8;
+    const TAG_USER: u16 = 0x02;
+    const TAG_GROUP: u16 = 0x08;
+    let mut mapped = value.to_vec();
+    for entry in mapped.get_mut(HEAD_BYTES..)?.chunks_exact_mut(ENTRY_BYTES) {
+        let (head, id) = entry.split_at_mut(4);
+        if matches!(u16::from_le_bytes(*head.first_chunk()?), TAG_USER | TAG_GROUP) {
+            let other = owners.map(u32::from_le_bytes(*id.first_chunk()?));
+            id.copy_from_slice(&other.to_le_bytes());
+        }
     }
-    let mut shifted = value.to_vec();
-    shifted[..4].copy_from_slice(&((magic & !REVISIONS) | REVISION_3).to_le_bytes());
-    shifted.extend(base.to_le_bytes());
-    Some(shifted)
+    Some(mapped)
 }
 
 #[cfg(test)]
@@ -243,6 +312,32 @@ mod tests {
         let mut opaque = [0; 8];
         assert_eq!(rustix::fs::getxattr(copy.join("a"), "trusted.overlay.opaque", &mut opaque), Ok(1));
 
+        // And back: what was the host's, or beyond the range, is nobody's.
+        let back = scratch.path().join("back");
+        fs_err::create_dir(&back).expect("made");
+        rustix::fs::setxattr(copy.join("a"), "trusted.overlay.origin", b"x", XattrFlags::empty())
+            .expect("marked");
+        let open = |path: &Path| open_directory(CWD, path).expect("opened");
+        copy_tree(&open(copy), &open(&back), Owners::OutOf(BASE)).expect("copied");
+        let status = |path: &str| fs_err::symlink_metadata(back.join(path)).expect("there");
+        assert_eq!((status("a/file").uid(), status("a/file").gid()), (1000, NOBODY));
+        assert_eq!((status("a/link").uid(), status("gone").rdev()), (0, 0));
+        assert_eq!(rustix::fs::getxattr(back.join("a"), "trusted.overlay.opaque", &mut opaque), Ok(1));
+        assert_eq!(
+            rustix::fs::getxattr(back.join("a"), "trusted.overlay.origin", &mut opaque),
+            Err(Errno::NODATA)
+        );
+
+        let linked = scratch.path().join("linked");
+        fs_err::create_dir(&linked).expect("made");
+        copy_tree(&open(&back), &open(&linked), Owners::Linked).expect("linked");
+        let inode = |path: &Path| fs_err::symlink_metadata(path).expect("there").ino();
+        assert_eq!(inode(&linked.join("a/file")), inode(&back.join("a/b/same")));
+        assert_eq!(
+            fs_err::symlink_metadata(linked.join("gone")).expect("there").mode() & libc::S_IFMT,
+            libc::S_IFCHR
+        );
+
         fs_err::write(copy.join("a/mark"), "").expect("written");
         copy_all(&[layer], &into, BASE).expect("used again");
         assert!(copy.join("a/mark").exists(), "a copy that is whole is made once");
@@ -252,10 +347,28 @@ mod tests {
     fn file_capabilities_count_inside_only() {
         let mut host = vec![1, 0, 0, 2];
         host.extend([0; 16]);
-        let inside = capability_of(&host, BASE).expect("version 2");
+        let inside = capability_of(&host, Owners::Into(BASE)).expect("version 2");
         assert_eq!(inside[..4], [1, 0, 0, 3]);
         assert_eq!(inside[20..], BASE.to_le_bytes());
-        assert_eq!(capability_of(&inside, BASE), None);
-        assert_eq!(capability_of(&[], BASE), None);
+        assert_eq!(capability_of(&inside, Owners::Into(BASE)), None);
+        assert_eq!(capability_of(&[], Owners::Into(BASE)), None);
+        assert_eq!(capability_of(&inside, Owners::OutOf(BASE)), Some(host));
+        assert_eq!(capability_of(&inside, Owners::OutOf(BASE + IDS_PER_SANDBOX)), None, "another's");
+    }
+
+    #[test]
+    fn access_lists_name_others() {
+        let entry = |tag: u16, id: u32| {
+            let mut entry = tag.to_le_bytes().to_vec();
+            entry.extend([7, 0]);
+            entry.extend(id.to_le_bytes());
+            entry
+        };
+        let list =
+            |user, group| [vec![2, 0, 0, 0], entry(1, u32::MAX), entry(2, user), entry(8, group)].concat();
+        let (image, sandbox) = (list(33, 44), list(BASE + 33, BASE + 44));
+        assert_eq!(access_list_of(&image, Owners::Into(BASE)), Some(sandbox.clone()));
+        assert_eq!(access_list_of(&sandbox, Owners::OutOf(BASE)), Some(image));
+        assert_eq!(access_list_of(&[1], Owners::OutOf(BASE)), None);
     }
 }

@@ -12,10 +12,21 @@ use super::mounting::{self, Parameter};
 
 /// Mounts the ext4 file system in `image`, attached nowhere. Device and mount last as long as somebody uses them.
 pub(super) fn mount_image(image: &Path) -> io::Result<OwnedFd> {
+    mount(&LoopDevice::attach(&open(image)?)?)
+}
+
+/// The same where a machine may have it mounted already: two devices would be two file systems in one file.
+pub(super) fn share_image(image: &Path) -> io::Result<OwnedFd> {
+    mount(&LoopDevice::share(&open(image)?)?)
+}
+
+fn open(image: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::open(image, flags, Mode::empty())?;
-    // The device stays open until it is mounted: it clears itself with its last user.
-    let device = LoopDevice::attach(&file)?;
+    Ok(rustix::fs::open(image, flags, Mode::empty())?)
+}
+
+/// The device has to stay open until it is mounted: it clears itself with its last user.
+fn mount(device: &LoopDevice) -> io::Result<OwnedFd> {
     mounting::new_file_system(
         "ext4",
         &[

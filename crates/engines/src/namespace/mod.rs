@@ -18,6 +18,7 @@
 //! - Outside, a sandbox's users are an unprivileged range of its own, freed only with its disk.
 
 mod admission;
+mod capture;
 mod check;
 mod child;
 mod confinement;
@@ -35,6 +36,7 @@ mod network;
 mod place;
 pub(crate) mod removal;
 mod seccomp;
+mod sparse;
 mod steps;
 pub(crate) mod sys;
 mod wire;

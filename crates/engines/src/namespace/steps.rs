@@ -10,7 +10,17 @@ sequence! {
         Directory = "directory",
         Layer = "layer",
         Identity = "identity",
+        Snapshot = "snapshot",
         Record = "record",
+    }
+}
+
+sequence! {
+    /// Capturing a disk, in the server.
+    CaptureStep in "capture_disk" {
+        Below = "below",
+        Layer = "layer",
+        Workspace = "workspace",
     }
 }
 
@@ -91,6 +101,7 @@ sequence! {
 /// All fault points of this engine and its launcher.
 pub(super) fn fault_points() -> Vec<String> {
     points_of(MaterializeStep::ALL)
+        .chain(points_of(CaptureStep::ALL))
         .chain(points_of(StartStep::ALL))
         .chain(points_of(LaunchStep::ALL))
         .chain(points_of(ChildStep::ALL))

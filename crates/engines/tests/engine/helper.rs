@@ -5,11 +5,14 @@
 
 #![expect(clippy::print_stdout, reason = "its output is read by the test that started it")]
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use sandhaus_engines::namespace::{LAUNCHER_ARGUMENT, NamespaceConfig, NamespaceEngine, launcher_main};
 use sandhaus_sandbox::{
-    engine::{Boot, Engine, EngineError, MachineSpec, StopMode},
+    engine::{Boot, Capture, Engine, EngineError, MachineSpec, StopMode},
     types::{Generation, NetworkPolicy, Resources, SandboxId, SecurityProfile, Tree},
 };
 use serde::Deserialize;
@@ -83,6 +86,9 @@ async fn run(drive: Drive) -> ExitCode {
         println!("disk");
         again(|| engine.start(&spec, Boot::Cold)).await?;
         println!("machine");
+        again(|| engine.freeze(&spec.id)).await?;
+        capture(&engine, &spec.id, &drive.data_dir.join("captured")).await?;
+        again(|| engine.thaw(&spec.id)).await?;
         again(|| engine.stop(&spec.id, StopMode::Graceful)).await?;
         again(|| engine.start(&spec, Boot::Cold)).await?;
         again(|| engine.destroy(&spec.id)).await?;
@@ -96,6 +102,15 @@ async fn run(drive: Drive) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes what the disk holds into a fresh directory.
+async fn capture(engine: &NamespaceEngine, id: &SandboxId, into: &Path) -> Result<(), EngineError> {
+    if into.exists() {
+        fs_err::remove_dir_all(into).expect("removed");
+    }
+    fs_err::create_dir(into).expect("made");
+    engine.capture(id, Capture::Disk, into.to_owned()).await
 }
 
 /// Does as the domain does when the engine fails for a moment: the same call again.

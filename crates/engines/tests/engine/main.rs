@@ -5,5 +5,6 @@ mod kill_sweep;
 mod life;
 mod limits;
 mod network;
+mod snapshot;
 mod support;
 mod workspace;
