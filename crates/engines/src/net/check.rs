@@ -37,9 +37,7 @@ pub fn check_network(config: &NetworkConfig) -> NetworkCheck {
     if let Some(mistake) = policy::mistake(config) {
         return NetworkCheck::warn(mistake, "change network.subnet");
     }
-    // The namespace goes with the thread.
-    let probed = std::thread::scope(|scope| scope.spawn(|| probe(config)).join());
-    match probed {
+    match probe_apart(config, Tenants::Processes) {
         Ok(Ok(())) => look(config),
         Ok(Err(error)) => {
             let cause =
@@ -54,7 +52,26 @@ pub fn check_network(config: &NetworkConfig) -> NetworkCheck {
     }
 }
 
-fn probe(config: &NetworkConfig) -> EngineResult<()> {
+/// What keeps virtual machines from having a network beside what [`check_network`] finds; `None`: nothing. It is made
+/// where it harms nobody.
+pub fn check_guest_network(config: &NetworkConfig) -> Option<NetworkCheck> {
+    let Ok(Err(error)) = probe_apart(config, Tenants::Guests) else { return None };
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let remedy = match error {
+        EngineError::Unsupported(_) => {
+            "load the modules tun and nf_tables; in a container, let it have /dev/net/tun"
+        }
+        _ => "use a kernel with tun, nf_tables and NAT, or look into the log",
+    };
+    Some(NetworkCheck::warn(format!("no networks for virtual machines: {error}{cause}"), remedy))
+}
+
+/// The namespace goes with the thread.
+fn probe_apart(config: &NetworkConfig, tenants: Tenants) -> std::thread::Result<EngineResult<()>> {
+    std::thread::scope(|scope| scope.spawn(|| probe(config, tenants)).join())
+}
+
+fn probe(config: &NetworkConfig, tenants: Tenants) -> EngineResult<()> {
     let host = |error: io::Error| EngineError::host("make network namespace", error);
     let home = inside::own().map_err(host)?;
     let (scratch, _) = inside::make(&home, Tenants::Processes).map_err(host)?;
@@ -63,7 +80,7 @@ fn probe(config: &NetworkConfig) -> EngineResult<()> {
     // Without an uplink nothing is turned on, so nothing is remembered either.
     let memory = Memory::at(PathBuf::from("/dev/null/forwarding"));
     let (mender, _changes) = mpsc::channel();
-    let mut probed = Host::new(PROBE, Tenants::Processes, config.clone(), memory, mender)?;
+    let mut probed = Host::new(PROBE, tenants, config.clone(), memory, mender)?;
     let connected = probed.connect("doctor", Reach::Internet)?;
     probed.release(&connected.attachment.interface);
     probed.close()
@@ -115,6 +132,7 @@ mod tests {
     fn what_the_tests_of_networks_run_on_is_found_to_work() {
         let check = check_network(&NetworkConfig::default());
         assert!(check.found.contains("nftables with NAT"), "{check:?}");
+        assert_eq!(check_guest_network(&NetworkConfig::default()), None);
         let wrong =
             NetworkConfig { subnet: "8.8.8.0/24".parse().expect("a network"), ..NetworkConfig::default() };
         assert!(check_network(&wrong).remedy.is_some());

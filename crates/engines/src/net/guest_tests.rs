@@ -19,11 +19,7 @@ use rustix::{
 };
 use sandhaus_sandbox::types::NetworkPolicy;
 
-use super::{
-    GUEST, Guest, NetworkConfig, Networks, Tenants,
-    guard::GATEWAY,
-    inside, tap,
-};
+use super::{GUEST, Guest, NetworkConfig, Networks, Tenants, guard::GATEWAY, inside, tap};
 
 /// How long something may take that is to happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -431,11 +427,24 @@ fn a_guest_speaks_as_itself_only() {
     };
     speak("192.168.0.3", "a lie");
     speak("203.0.113.77", "a lie");
-    guest.space.ip(&["link set vm0 address 02:53:48:00:00:03"]);
+    guest.space.ip(&[
+        "link set vm0 address 02:53:48:00:00:03",
+        // It need not ask first, so what it says is on the wire at once.
+        "neigh replace 192.168.0.1 lladdr 02:53:48:00:00:01 dev vm0 nud permanent",
+    ]);
     speak("192.168.0.2", "from another device");
     guest.space.ip(&["link set vm0 address 02:53:48:00:00:02"]);
     speak("192.168.0.2", "the truth");
     assert_eq!(world.heard_until(&format!("{HOST} the truth")), [format!("{HOST} the truth")]);
+
+    // Nor does anybody remember whom it pretended to be.
+    guest.space.ip(&["neigh flush dev vm0"]);
+    speak("192.168.0.3", "a lie");
+    guest.space.ip(&["neigh flush dev vm0"]);
+    speak("192.168.0.2", "again");
+    assert_eq!(world.heard_until(&format!("{HOST} again")), [format!("{HOST} again")]);
+    let neighbours = guest.outside(|| run("ip neigh show dev tap0"));
+    assert_eq!(neighbours.trim(), "192.168.0.2 lladdr 02:53:48:00:00:02 PERMANENT");
 
     // IPv6 is no way around: there is none behind the tap, and none comes in by it.
     let addresses = guest.outside(|| fs_err::read_to_string("/proc/thread-self/net/if_inet6"));
@@ -597,6 +606,126 @@ fn names_are_short_where_nobody_has_them_and_go_with_their_machine() {
     assert!(at(&short).exists() && !at(&other).exists());
     run(&format!("ip netns delete {short}"));
     networks.close().expect("closed");
+}
+
+/// A guest's network from beginning to end. The sweep below runs this test in other processes, which die on the way.
+#[test]
+fn a_guests_network_is_made_changed_and_released() {
+    let instance = std::env::var(SWEPT_INSTANCE);
+    let world = World::new();
+    match &instance {
+        Err(_) => {
+            live(&world.host, &world.instance, world.scratch.path());
+            world.assert_empty();
+        }
+        Ok(instance) => {
+            let scratch = PathBuf::from(std::env::var_os(SWEPT_DIRECTORY).expect("it comes with the other"));
+            let home = inside::own().expect("it has one");
+            live(&Space(home), instance, &scratch);
+        }
+    }
+}
+
+fn live(host: &Space, instance: &str, scratch: &Path) {
+    let memory = scratch.join("forwarding");
+    let networks = host
+        .within(|| Networks::open_for_guests(instance, World::config(), memory, Vec::new()).expect("opened"));
+    for (generation, policy) in [NetworkPolicy::None, NetworkPolicy::Bridge].iter().enumerate() {
+        let name = format!("{}-5ee.{generation}", swept_id(instance));
+        let directory = scratch.join(&name);
+        fs_err::create_dir(&directory).expect("made");
+        drop(networks.guest(&name, policy, &directory).expect("made"));
+        networks.change_guest(&NetworkPolicy::None, &directory).expect("changed");
+        networks.release_guest(&name, &directory);
+        fs_err::remove_dir(&directory).expect_err("its record is in it");
+        fs_err::remove_dir_all(&directory).expect("removed");
+    }
+    networks.close().expect("closed");
+}
+
+const SWEPT_INSTANCE: &str = "SANDHAUS_TEST_INSTANCE";
+const SWEPT_DIRECTORY: &str = "SANDHAUS_TEST_DIRECTORY";
+
+/// What the sandbox of a sweep is called, as its namespace is.
+fn swept_id(instance: &str) -> &str {
+    &instance[1..9]
+}
+
+#[test]
+fn wherever_a_server_dies_the_next_leaves_nothing() {
+    let world = World::new();
+    let points: Vec<String> = super::guest_fault_points().collect();
+    for point in &points {
+        let mut command = Command::new(std::env::current_exe().expect("it runs"));
+        command
+            .args(["--exact", "net::guest_tests::a_guests_network_is_made_changed_and_released"])
+            .env("SANDHAUS_FAULT", format!("{point}=self"))
+            .env(SWEPT_INSTANCE, &world.instance)
+            .env(SWEPT_DIRECTORY, world.scratch.path());
+        let output = world.host.within(move || command.output()).expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), None, "{point} is passed, and kills: {said}");
+        let networks = world.open();
+        for entry in fs_err::read_dir(world.scratch.path()).expect("readable").flatten() {
+            if entry.file_type().expect("known").is_dir() {
+                networks.release_guest(&entry.file_name().to_string_lossy(), &entry.path());
+                fs_err::remove_dir_all(entry.path()).expect("removed");
+            }
+        }
+        networks.close().expect("closed");
+        world.assert_empty();
+        let names = entries("/run/netns");
+        assert!(!names.iter().any(|name| name.contains(swept_id(&world.instance))), "{point}: {names:?}");
+    }
+}
+
+fn entries(directory: &str) -> Vec<String> {
+    let entries = fs_err::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn instances_that_end_at_the_same_time_leave_no_forwarding() {
+    let world = World::new();
+    let ids: Vec<String> = (0..4).map(|number| format!("{number}{}", &world.instance[1..])).collect();
+    let scratch = world.scratch.path();
+    for _ in 0..8 {
+        let all: Vec<Networks> = ids
+            .iter()
+            .map(|id| {
+                let memory = scratch.join(format!("forwarding-of-{id}"));
+                let open = || Networks::open(id, World::config(), memory, Vec::new()).expect("opened");
+                let networks = world.host.within(open);
+                let connected = networks.connect("a machine", super::Reach::Internet).expect("connected");
+                networks.release(&connected.attachment.interface);
+                networks
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            all.iter().for_each(|networks| drop(scope.spawn(|| networks.close().expect("closed"))));
+        });
+        world.assert_empty();
+    }
+}
+
+#[test]
+fn forwarding_that_another_instance_turns_off_is_turned_on_again() {
+    let world = World::new();
+    let networks = world.open();
+    let guest = world.guest(&networks, &machine(), &NetworkPolicy::Bridge);
+    guest.assert_reached(SERVER);
+    world.host.within(|| {
+        fs_err::write("/proc/thread-self/root/proc/sys/net/ipv4/conf/up0/forwarding", "0").expect("set");
+    });
+    // What was seen of the host counts for a second.
+    let mut more = Vec::new();
+    settles("forwarding", || {
+        more.extend((more.len() < 64).then(|| world.guest(&networks, &machine(), &NetworkPolicy::Bridge)));
+        guest.connect(SERVER, TALK_PORT).is_ok()
+    });
+    more.into_iter().chain([guest]).for_each(|guest| guest.end(&networks));
+    networks.close().expect("closed");
+    world.assert_empty();
 }
 
 #[test]

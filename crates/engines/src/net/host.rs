@@ -473,17 +473,27 @@ impl Host {
     fn use_uplinks(&mut self, uplinks: BTreeSet<u32>) -> EngineResult<()> {
         let what = "forward packets";
         let table = self.table.as_mut().expect("the caller has it");
-        let new: Vec<u32> = uplinks.difference(&table.uplinks).copied().collect();
-        let mut fresh = Vec::new();
-        for index in new {
+        // All of them: another instance may have ended and turned off what it had turned on.
+        let (mut fresh, mut open) = (Vec::new(), Vec::new());
+        for &index in &uplinks {
             match self.routes.link_at(index).map_err(host(what))? {
                 Some(link) if !link.forwards => fresh.push(index),
+                Some(_) if !table.uplinks.contains(&index) => open.push(index),
                 Some(_) | None => {}
             }
         }
-        let unknown: Vec<u32> =
-            fresh.iter().copied().filter(|index| !table.forwarding.contains(index)).collect();
-        table.forwarding.extend(&fresh);
+        if !open.is_empty() {
+            // The owner's wish, unless an instance of ours says that it was its own: then the last of us turns it off.
+            let chains = table.filter.chains().map_err(host(what))?;
+            let ours: BTreeSet<u32> = chains.iter().filter_map(|chain| chain.forwarding()).collect();
+            open.retain(|index| ours.contains(index));
+        }
+        let unknown: Vec<u32> = [&*fresh, &*open]
+            .concat()
+            .into_iter()
+            .filter(|index| !table.forwarding.contains(index))
+            .collect();
+        table.forwarding.extend(&unknown);
         if !unknown.is_empty() {
             let forwarding: Vec<u32> = table.forwarding.iter().copied().collect();
             let common = Common {
@@ -548,16 +558,25 @@ impl Host {
     fn remove_table(&self, filter: &Filter, forwarding: &BTreeSet<u32>) -> EngineResult<()> {
         let what = "remove filters";
         let all = fs_err::read_to_string(FORWARD_ALL).is_ok_and(|text| text.trim() == "1");
-        if !all && !filter.has_neighbours().map_err(host(what))? {
-            for &index in forwarding {
-                // It may be gone.
-                if let Err(error) = self.routes.set_forwarding(index, 0) {
-                    tracing::debug!(%error, interface = index, "cannot stop forwarding");
-                }
-            }
+        let needed = filter.has_neighbours().map_err(host(what))?;
+        if !all && !needed {
+            self.stop_forwarding(forwarding);
         }
         filter.remove().map_err(host(what))?;
+        // Two that end at the same time see each other.
+        if !all && needed && !filter.has_neighbours().map_err(host(what))? {
+            self.stop_forwarding(forwarding);
+        }
         self.memory.clear().map_err(host(what))
+    }
+
+    fn stop_forwarding(&self, interfaces: &BTreeSet<u32>) {
+        for &index in interfaces {
+            // It may be gone.
+            if let Err(error) = self.routes.set_forwarding(index, 0) {
+                tracing::debug!(%error, interface = index, "cannot stop forwarding");
+            }
+        }
     }
 }
 

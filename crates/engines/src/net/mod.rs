@@ -58,7 +58,7 @@ use sandhaus_sandbox::{
     types::NetworkPolicy,
 };
 
-pub use check::{NetworkCheck, check_network};
+pub use check::{NetworkCheck, check_guest_network, check_network};
 
 pub(crate) use dial::tcp as dial;
 pub(crate) use guard::{GUEST, GUEST_DEVICE};

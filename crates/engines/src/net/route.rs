@@ -50,9 +50,6 @@ const TOWARDS_GUEST: &[(u16, u32)] = &[
     (DEVCONF_ARP_ACCEPT, 0),
     (DEVCONF_ROUTE_LOCALNET, 0),
 ];
-
-/// Bits of the network between a guest and its gateway.
-const GUEST_BITS: u8 = 24;
 /// Families, in a header and as the attribute that holds what is about them.
 const FAMILY_INET: u8 = 2;
 const ATTRIBUTE_INET: u16 = 2;
@@ -222,9 +219,16 @@ impl Routes {
         messages.put(libc::IFLA_ADDRESS, &HOST_MAC);
         forgo_ipv6(&mut messages, index, ipv6);
         set_devconf(&mut messages, index, TOWARDS_GUEST);
-        add_address(&mut messages, index, own, GUEST_BITS);
+        // A network of one: whoever else a guest pretends to have beside it would be remembered, in a table that all
+        // namespaces of the host share.
+        add_address(&mut messages, index, own, 32);
         messages.begin(libc::RTM_SETLINK, ACKNOWLEDGE, &link_header(index, UP, UP));
         add_neighbour(&mut messages, index, guest, MACHINE_MAC);
+        let header = route_header(32, libc::RT_SCOPE_LINK);
+        messages.begin(libc::RTM_NEWROUTE, CREATE | APPEND | ACKNOWLEDGE, &header);
+        messages.put(libc::RTA_DST, &guest.octets());
+        messages.put(libc::RTA_PREFSRC, &own.octets());
+        messages.put_number(libc::RTA_OIF, index);
         self.0.request(messages)
     }
 
