@@ -139,8 +139,12 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// Follows the chain from the highest number down. Every header is checked: each layer stands on a file of this
-    /// directory with a lower number, and on nothing else.
+    /// That of a directory without a disk.
+    pub(super) fn none() -> Self {
+        Self { layers: Vec::new(), size_bytes: 0 }
+    }
+
+    /// The chain below the highest number there is.
     pub(super) fn read(directory: &Path) -> EngineResult<Self> {
         let host = |error: io::Error| EngineError::host("read disk", error);
         let mut top = None;
@@ -148,8 +152,13 @@ impl Chain {
             let name = entry.map_err(host)?.file_name();
             top = top.max(name.to_str().and_then(layer_number));
         }
-        let Some(mut number) = top else { return Ok(Self { layers: Vec::new(), size_bytes: 0 }) };
-        let (mut layers, mut size_bytes) = (vec![number], None);
+        top.map_or_else(|| Ok(Self::none()), |top| Self::below(directory, top))
+    }
+
+    /// Follows the chain from a layer down. Every header is checked: each layer stands on a file of this directory with a
+    /// lower number, and on nothing else.
+    pub(super) fn below(directory: &Path, top: u32) -> EngineResult<Self> {
+        let (mut number, mut layers, mut size_bytes) = (top, vec![top], None);
         loop {
             let header = header_of(&directory.join(layer_name(number)))?;
             size_bytes.get_or_insert(header.size_bytes);
