@@ -2,7 +2,9 @@
 #![expect(clippy::print_stderr, reason = "a test that cannot run on this machine says so")]
 
 mod files;
+mod guest;
 mod init;
+mod machine;
 mod process;
 mod script;
 mod shell;

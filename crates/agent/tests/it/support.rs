@@ -4,8 +4,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::Shutdown,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpStream},
     os::{
         fd::OwnedFd,
         unix::net::{UnixListener, UnixStream},
@@ -24,7 +24,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// Longest a test waits for anything before it fails.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running agent in a folder of its own. Dropping it ends everything it has started.
 pub(crate) struct Agent {
@@ -122,17 +122,7 @@ impl Agent {
 
     /// Sends a request and leaves the answer to be read.
     pub(crate) fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut stream = self.connect();
-        let mut head =
-            format!("{method} {target} HTTP/1.1\r\nhost: agent\r\ncontent-length: {}\r\n", body.len());
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        head.push_str("\r\n");
-        stream.write_all(head.as_bytes()).expect("send the head");
-        // A refusal may come before the whole body is taken.
-        let _ = stream.write_all(body);
-        Answer::read_head(stream)
+        exchange(Wire::Unix(self.connect()), method, target, headers, body)
     }
 
     pub(crate) fn request(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
@@ -226,7 +216,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn descendants(root: u32) -> Vec<u32> {
+pub(crate) fn descendants(root: u32) -> Vec<u32> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc").expect("list /proc").flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -253,7 +243,7 @@ fn descendants(root: u32) -> Vec<u32> {
     parents.keys().copied().filter(|pid| below(*pid)).collect()
 }
 
-fn command_line(pid: u32) -> String {
+pub(crate) fn command_line(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ")
 }
@@ -270,11 +260,70 @@ pub(crate) fn find_shell(name: &str) -> Option<String> {
     found
 }
 
+/// A connection to an agent.
+pub(crate) enum Wire {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Wire {
+    fn shut(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        }
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.read(buffer),
+            Self::Tcp(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.write(bytes),
+            Self::Tcp(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.flush(),
+            Self::Tcp(stream) => stream.flush(),
+        }
+    }
+}
+
+/// Sends a request and leaves the answer to be read.
+pub(crate) fn exchange(
+    mut wire: Wire,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Answer {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nhost: agent\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    wire.write_all(head.as_bytes()).expect("send the head");
+    // A refusal may come before the whole body is taken.
+    let _ = wire.write_all(body);
+    Answer::read_head(wire)
+}
+
 /// An answer whose body is still on the wire.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: BTreeMap<String, String>,
-    reader: BufReader<UnixStream>,
+    reader: BufReader<Wire>,
     remaining: Remaining,
 }
 
@@ -309,7 +358,7 @@ impl Reply {
 }
 
 impl Answer {
-    fn read_head(stream: UnixStream) -> Self {
+    fn read_head(stream: Wire) -> Self {
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
         reader.read_line(&mut line).expect("read the status line");
@@ -334,7 +383,7 @@ impl Answer {
     }
 
     /// The next piece of the body as it was sent; `None` at its end, an error where the connection breaks off.
-    pub(crate) fn next_piece(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+    pub(crate) fn next_piece(&mut self) -> io::Result<Option<Vec<u8>>> {
         match self.remaining {
             Remaining::Nothing | Remaining::Exactly(0) => Ok(None),
             Remaining::Exactly(length) => {
@@ -346,7 +395,7 @@ impl Answer {
             Remaining::Chunks => {
                 let mut line = String::new();
                 if self.reader.read_line(&mut line)? == 0 {
-                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 let length = usize::from_str_radix(line.trim(), 16).expect("a chunk's length");
                 let mut piece = vec![0; length + 2];
@@ -361,7 +410,7 @@ impl Answer {
         }
     }
 
-    fn finish(mut self) -> Reply {
+    pub(crate) fn finish(mut self) -> Reply {
         let mut body = Vec::new();
         while let Some(piece) = self.next_piece().expect("the body is whole") {
             body.extend_from_slice(&piece);
@@ -370,7 +419,7 @@ impl Answer {
     }
 
     /// The connection itself, after an upgrade.
-    pub(crate) fn into_stream(self) -> BufReader<UnixStream> {
+    pub(crate) fn into_stream(self) -> BufReader<Wire> {
         self.reader
     }
 }
@@ -461,9 +510,20 @@ impl Frames {
         all
     }
 
+    /// Reads to the end; whether that came without the last record.
+    pub(crate) fn breaks_off(mut self) -> bool {
+        loop {
+            match self.answer.next_piece() {
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+                Err(_) => return true,
+            }
+        }
+    }
+
     /// Goes away without a word.
     pub(crate) fn hang_up(self) {
-        self.answer.reader.get_ref().shutdown(Shutdown::Both).expect("shut the connection");
+        self.answer.reader.get_ref().shut().expect("shut the connection");
     }
 }
 

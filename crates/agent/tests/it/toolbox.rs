@@ -7,7 +7,7 @@ use sandhaus_protocol::toolbox::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Agent, Reply, eventually};
+use crate::support::{Agent, Reply, Wire, eventually};
 
 const NEWEST: [(&str, &str); 2] =
     [("content-type", "application/json"), ("x-daytona-sdk-version", "0.226.1")];
@@ -145,7 +145,7 @@ fn commands_in_the_background_take_input_and_can_be_followed() {
 }
 
 /// A WebSocket as far as these tests need one.
-struct Socket(BufReader<std::os::unix::net::UnixStream>);
+struct Socket(BufReader<Wire>);
 
 impl Socket {
     fn connect(agent: &Agent, target: &str, protocols: &str) -> Result<(Self, Option<String>), u16> {
