@@ -11,7 +11,7 @@ use crate::{root, source, weaknesses};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("sandhaus-protocol", &[]),
     ("sandhaus-agent", &["sandhaus-protocol"]),
-    ("sandhaus-images", &[]),
+    ("sandhaus-images", &["sandhaus-protocol"]),
     ("sandhaus-snapstore", &[]),
     ("sandhaus-sandbox", &["sandhaus-protocol", "sandhaus-images", "sandhaus-snapstore"]),
     ("sandhaus-engines", &["sandhaus-sandbox", "sandhaus-protocol"]),

@@ -24,6 +24,7 @@ use crate::{
     layout,
     registry::manifest::Platform,
     root::Limits,
+    vm::Manifest,
     store::{self, ChangeLock, Scratch, Store},
 };
 
@@ -44,6 +45,8 @@ pub enum Kind {
     Imported,
     /// Pulled from a registry.
     Pulled,
+    /// The disk of a virtual machine, built or imported.
+    Disk,
 }
 
 /// An image as the catalogue lists it.
@@ -79,6 +82,9 @@ pub struct ImageDetails {
     pub platform: Option<String>,
     /// Its configuration as its maker wrote it, if it came with one.
     pub configuration: Option<serde_json::Value>,
+    /// What it was made of, if it is for virtual machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Manifest>,
 }
 
 /// A layer of an image.
@@ -117,11 +123,23 @@ pub(crate) struct Origin {
 
 /// What a name stands for.
 #[derive(Debug, Serialize, Deserialize)]
-struct NameRecord {
-    name: ImageName,
-    digest: String,
+pub(crate) struct NameRecord {
+    pub(crate) name: ImageName,
+    pub(crate) digest: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    origin: Option<Origin>,
+    pub(crate) origin: Option<Origin>,
+    /// Its versions, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) versions: Option<Versions>,
+}
+
+/// What a name with versions knows of them.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Versions {
+    /// The one it stands for.
+    pub(crate) current: u64,
+    /// How many were ever made: no number is given twice.
+    pub(crate) made: u64,
 }
 
 impl NameRecord {
@@ -210,6 +228,7 @@ impl Catalogue {
                 manifest: None,
                 platform,
                 configuration: None,
+                disk: None,
             });
         }
         let directory = self.content_directory(&digest)?;
@@ -229,6 +248,7 @@ impl Catalogue {
             manifest: origin.map(|origin| origin.manifest.to_string()),
             platform: content.platform.map(|platform| platform.to_string()),
             configuration: content::configuration(&directory)?,
+            disk: content.disk,
         })
     }
 
@@ -243,6 +263,9 @@ impl Catalogue {
         self.tree(name)?;
         let directory = self.content_directory(&digest)?;
         let content = ContentRecord::read(&directory)?.ok_or_else(|| Error::NotFound(name.to_string()))?;
+        if content.disk.is_some() {
+            return self.validate_disk(name, &digest, &directory);
+        }
         if content.layers.is_empty() {
             let found = digest::summarize(&directory.join("tree"))?.digest;
             return if found == digest {
@@ -273,6 +296,10 @@ impl Catalogue {
         self.tree_by_digest(digest)?;
         let directory = self.content_directory(digest)?;
         let content = ContentRecord::read(&directory)?.ok_or_else(|| Error::NotFound(name.to_string()))?;
+        if content.disk.is_some() {
+            let problem = "is the disk of a virtual machine, which no archive of files holds";
+            return Err(Error::Form { image: name.to_string(), problem });
+        }
         let files = export::Files::new(content::merged(&self.inner.store, &directory, &content)?);
         if format != ExportFormat::Oci {
             return export::files(&files, format, output);
@@ -387,7 +414,7 @@ impl Catalogue {
         if !store::exists(&place)? {
             store::publish(&whole, &place)?;
         }
-        let record = NameRecord { name: name.clone(), digest: image.id.to_string(), origin };
+        let record = NameRecord { name: name.clone(), digest: image.id.to_string(), origin, versions: None };
         self.write_name(&record, &lock)?;
         // Read before others may remove it again.
         let image = self.image(record)?;
@@ -430,7 +457,8 @@ impl Catalogue {
         {
             may_pull_over(&there, options)?;
         }
-        let record = NameRecord { name: name.clone(), digest: id.to_string(), origin: Some(origin.clone()) };
+        let digest = id.to_string();
+        let record = NameRecord { name: name.clone(), digest, origin: Some(origin.clone()), versions: None };
         self.write_name(&record, &lock)?;
         self.image(record).map(Some)
     }
@@ -454,7 +482,7 @@ impl Catalogue {
     pub fn tag(&self, existing: &ImageName, new: &ImageName) -> Result<Image> {
         refuse_built_in(new)?;
         let lock = self.inner.store.lock()?;
-        let record = NameRecord { name: new.clone(), ..self.name_record(existing)? };
+        let record = NameRecord { name: new.clone(), versions: None, ..self.name_record(existing)? };
         self.write_name(&record, &lock)?;
         self.image(record)
     }
@@ -559,7 +587,7 @@ impl Catalogue {
         let missing = || Error::NotFound(digest.to_owned());
         let lock = store::hold(&directory)?.ok_or_else(missing)?;
         let record = ContentRecord::read(&directory)?.ok_or_else(missing)?;
-        if !store::exists(&directory.join(scaffold_directory()))? {
+        if record.disk.is_none() && !store::exists(&directory.join(scaffold_directory()))? {
             content::renew_scaffold(&self.inner.store, &directory, &record)?;
         }
         let tree = record.tree(&self.inner.store, &directory);
@@ -572,22 +600,24 @@ impl Catalogue {
         self.name_record(name).map(|record| record.digest)
     }
 
-    fn name_record(&self, name: &ImageName) -> Result<NameRecord> {
+    pub(crate) fn name_record(&self, name: &ImageName) -> Result<NameRecord> {
         if name.as_str() == HOST_IMAGE {
-            return Ok(NameRecord { name: name.clone(), digest: HOST_DIGEST.to_owned(), origin: None });
+            let digest = HOST_DIGEST.to_owned();
+            return Ok(NameRecord { name: name.clone(), digest, origin: None, versions: None });
         }
         store::read_record(&self.name_record_path(name))?.ok_or_else(|| Error::NotFound(name.to_string()))
     }
 
-    fn image(&self, record: NameRecord) -> Result<Image> {
+    pub(crate) fn image(&self, record: NameRecord) -> Result<Image> {
         let kind = record.kind();
-        let NameRecord { name, digest, origin: _ } = record;
+        let NameRecord { name, digest, origin: _, versions: _ } = record;
         if kind == Kind::Host {
             let created_at = self.inner.host_created_at.clone();
             return Ok(Image { name, digest, kind, created_at, size_bytes: 0 });
         }
         match ContentRecord::read(&self.content_directory(&digest)?)? {
-            Some(ContentRecord { created_at, size_bytes, .. }) => {
+            Some(ContentRecord { created_at, size_bytes, disk, .. }) => {
+                let kind = if disk.is_some() { Kind::Disk } else { kind };
                 Ok(Image { name, digest, kind, created_at, size_bytes })
             }
             None => Err(Error::NotFound(name.to_string())),
@@ -601,11 +631,11 @@ impl Catalogue {
         Ok(())
     }
 
-    fn write_name(&self, record: &NameRecord, lock: &ChangeLock) -> Result<()> {
+    pub(crate) fn write_name(&self, record: &NameRecord, lock: &ChangeLock) -> Result<()> {
         self.inner.store.write_record(&self.name_record_path(&record.name), record, lock)
     }
 
-    fn name_records(&self) -> Result<Vec<NameRecord>> {
+    pub(crate) fn name_records(&self) -> Result<Vec<NameRecord>> {
         let names = self.inner.store.names();
         let mut records = Vec::new();
         for file in store::entries(&names)? {
@@ -614,12 +644,12 @@ impl Catalogue {
         Ok(records)
     }
 
-    fn name_record_path(&self, name: &ImageName) -> PathBuf {
+    pub(crate) fn name_record_path(&self, name: &ImageName) -> PathBuf {
         self.inner.store.names().join(format!("{}.json", name.file_name()))
     }
 
     /// Where a content lies. A digest from outside is only ever a path component if it is one of ours.
-    fn content_directory(&self, digest: &str) -> Result<PathBuf> {
+    pub(crate) fn content_directory(&self, digest: &str) -> Result<PathBuf> {
         match digest.strip_prefix("sha256:") {
             Some(hex)
                 if hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) =>
@@ -631,7 +661,7 @@ impl Catalogue {
     }
 }
 
-fn refuse_built_in(name: &ImageName) -> Result<()> {
+pub(crate) fn refuse_built_in(name: &ImageName) -> Result<()> {
     if name.as_str() == HOST_IMAGE { Err(Error::BuiltIn(name.to_string())) } else { Ok(()) }
 }
 
@@ -643,8 +673,8 @@ fn host_name() -> Result<ImageName> {
 fn may_pull_over(there: &Image, options: &ImportOptions) -> Result<()> {
     match there.kind {
         Kind::Pulled => Ok(()),
-        Kind::Imported | Kind::Host if options.replace => Ok(()),
-        Kind::Imported | Kind::Host => Err(Error::Exists(there.name.to_string())),
+        Kind::Imported | Kind::Host | Kind::Disk if options.replace => Ok(()),
+        Kind::Imported | Kind::Host | Kind::Disk => Err(Error::Exists(there.name.to_string())),
     }
 }
 

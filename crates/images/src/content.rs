@@ -15,6 +15,7 @@ use crate::{
     root::{Attributes, within},
     scaffold::{self, SCAFFOLD_VERSION},
     store::{self, Scratch, Store},
+    vm::Manifest,
 };
 
 /// Name of an image's own configuration in its folder.
@@ -35,6 +36,9 @@ pub(crate) struct ContentRecord {
     /// The machine it is made for, where that is known.
     #[serde(default)]
     pub(crate) platform: Option<Platform>,
+    /// What it is, if it is the disk of a virtual machine: then it has files of its own, and neither layers nor a tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) disk: Option<Manifest>,
 }
 
 /// An image that is about to be stored.
@@ -66,6 +70,10 @@ impl ContentRecord {
 
     /// What an engine needs of it.
     pub(crate) fn tree(self, store: &Store, directory: &Path) -> Tree {
+        if let Some(manifest) = &self.disk {
+            let disk = Some(manifest.disk(directory));
+            return Tree { layers: Vec::new(), binds: Vec::new(), config: self.config, disk };
+        }
         let mut layers = vec![directory.join(scaffold_directory())];
         layers.extend(self.trees(store, directory));
         Tree { layers, binds: Vec::new(), config: self.config, disk: None }
@@ -91,6 +99,7 @@ pub(crate) fn make(store: &Store, scratch: &Scratch, image: &NewImage) -> Result
         config,
         layers: layers.iter().map(|layer| layer.id.clone()).collect(),
         platform: image.platform.clone(),
+        disk: None,
     };
     store::write_new(&whole.join("image.json"), &record)?;
     if let Some(configuration) = &image.configuration {

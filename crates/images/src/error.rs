@@ -87,6 +87,44 @@ pub enum Error {
     /// Somebody asked to stop.
     #[error("the pull was interrupted; what has arrived is kept, and pulling again goes on from there")]
     Interrupted,
+    /// Somebody asked to stop a build.
+    #[error("the build was interrupted; nothing of it is left")]
+    BuildInterrupted,
+    /// A program that a build needs is not installed.
+    #[error("{tool} is not installed: `apt-get install {package}` brings it")]
+    MissingTool {
+        /// The program.
+        tool: &'static str,
+        /// The package of Debian that has it.
+        package: &'static str,
+    },
+    /// A program that a build needs failed.
+    #[error("{tool} failed: {problem}")]
+    Tool {
+        /// The program.
+        tool: &'static str,
+        /// Its status and the last it said.
+        problem: String,
+    },
+    /// There is not enough room for a build.
+    #[error("the build needs about {needed_bytes} bytes of disk, {free_bytes} are free beneath the data directory")]
+    NoRoom {
+        /// What it needs.
+        needed_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+    },
+    /// The image is the disk of a virtual machine, or is not, and what was asked for needs the other.
+    #[error("image {image} {problem}")]
+    Form {
+        /// The image.
+        image: String,
+        /// What it is, and what would be needed.
+        problem: &'static str,
+    },
+    /// A name has no version before the one that it stands for.
+    #[error("image {0} has no version before the one that it stands for")]
+    NoVersionBefore(String),
     /// What is stored has changed since.
     #[error("image {image} is damaged: {problem}")]
     Damaged {

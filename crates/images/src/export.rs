@@ -91,9 +91,9 @@ impl fmt::Display for ExportFormat {
 
 /// The files of an image.
 pub(crate) struct Files {
-    merged: Merged,
+    pub(crate) merged: Merged,
     /// Directories whose attributes a lower layer has, by path.
-    implied: HashMap<Vec<u8>, Attributes>,
+    pub(crate) implied: HashMap<Vec<u8>, Attributes>,
 }
 
 impl Files {

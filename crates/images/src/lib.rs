@@ -3,10 +3,11 @@
 //! An image is a stack of directories (layers, shared between images) plus binds, with the defaults its maker gave
 //! (environment, user, work directory, command). This crate pulls them from registries, imports and exports them, keeps
 //! the catalogue and answers [`Catalogue::tree`]. It knows no sandbox and no engine: layers are only ever read by those,
-//! and unpacking can never write outside its own folder. It starts no other program.
+//! and unpacking can never write outside its own folder. It starts no other program, but for building and importing images
+//! of virtual machines ([`vm`]), which nothing of a sandbox's life waits for.
 //!
 //! Reading order: `root` (writing a tree from names that nobody has checked), `archive`, `import`, `layer`, `store` (what
-//! lies where), `content` and `catalogue` (names and images), `registry` and `pull`.
+//! lies where), `content` and `catalogue` (names and images), `registry` and `pull`, `vm`.
 
 mod account;
 mod archive;
@@ -30,6 +31,7 @@ mod scaffold;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod vm;
 
 pub use account::Account;
 pub use catalogue::{Catalogue, Image, ImageDetails, Kind, LayerInfo, Prune, Pruned};

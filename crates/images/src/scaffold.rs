@@ -17,7 +17,7 @@ pub(crate) const SCAFFOLD_VERSION: u32 = 1;
 /// Largest account file of an image that is read; a larger one is as none.
 const ACCOUNT_BYTES_MAX: usize = 1 << 20;
 
-/// Login name of the workload's user if the image gives [`WORKLOAD_NAME`] to another id.
+/// Login name of the workload's user if the image gives its usual one to another id.
 const OTHER_WORKLOAD_NAME: &str = "sandbox-1000";
 
 /// Addresses that every program expects to know.
@@ -42,14 +42,7 @@ pub(crate) struct Accounts {
 impl Accounts {
     /// An image's own accounts, or the least there must be, with the workload's added.
     pub(crate) fn merged(passwd: Option<&[u8]>, group: Option<&[u8]>, shell: &str) -> Self {
-        let home = WORKLOAD_HOME;
-        let id = WORKLOAD_ID;
-        let passwd = with_entry(passwd.unwrap_or(DEFAULT_PASSWD), |name| {
-            // The star: no password opens it, and no entry of a shadow file is missed.
-            format!("{name}:*:{id}:{id}::{home}:{shell}\n")
-        });
-        let group = with_entry(group.unwrap_or(DEFAULT_GROUP), |name| format!("{name}:x:{id}:\n"));
-        Self { passwd, group }
+        with_user(passwd, group, (WORKLOAD_NAME, WORKLOAD_HOME), shell)
     }
 
     /// The accounts for an image.
@@ -59,6 +52,23 @@ impl Accounts {
         let shell = if is_file(image, "bin/bash")? { "/bin/bash" } else { "/bin/sh" };
         Ok(Self::merged(non_empty(passwd.as_ref()), non_empty(group.as_ref()), shell))
     }
+}
+
+/// The accounts of a tree, or the least there must be, with a user of this name and home added who has the id of the
+/// workload.
+pub(crate) fn with_user(
+    passwd: Option<&[u8]>,
+    group: Option<&[u8]>,
+    (name, home): (&str, &str),
+    shell: &str,
+) -> Accounts {
+    let id = WORKLOAD_ID;
+    let passwd = with_entry(passwd.unwrap_or(DEFAULT_PASSWD), name, |name| {
+        // The star: no password opens it, and no entry of a shadow file is missed.
+        format!("{name}:*:{id}:{id}::{home}:{shell}\n")
+    });
+    let group = with_entry(group.unwrap_or(DEFAULT_GROUP), name, |name| format!("{name}:x:{id}:\n"));
+    Accounts { passwd, group }
 }
 
 /// Makes the scaffold of an image in the empty directory `scaffold`. `implied` are directories that its layers hold
@@ -109,7 +119,7 @@ pub(crate) fn hosts(root: &mut Root) -> Result<()> {
 }
 
 /// An account file with the line of the workload added, unless its id has one already.
-fn with_entry(file: &[u8], line: impl Fn(&str) -> String) -> Vec<u8> {
+fn with_entry(file: &[u8], wanted: &str, line: impl Fn(&str) -> String) -> Vec<u8> {
     let mut name_is_taken = false;
     for entry in file.split(|byte| *byte == b'\n') {
         let mut fields = entry.split(|byte| *byte == b':');
@@ -118,13 +128,13 @@ fn with_entry(file: &[u8], line: impl Fn(&str) -> String) -> Vec<u8> {
         if id == Some(WORKLOAD_ID) {
             return file.to_vec();
         }
-        name_is_taken |= name == WORKLOAD_NAME.as_bytes();
+        name_is_taken |= name == wanted.as_bytes();
     }
     let mut merged = file.to_vec();
     if merged.last().is_some_and(|last| *last != b'\n') {
         merged.push(b'\n');
     }
-    let name = if name_is_taken { OTHER_WORKLOAD_NAME } else { WORKLOAD_NAME };
+    let name = if name_is_taken { OTHER_WORKLOAD_NAME } else { wanted };
     merged.extend_from_slice(line(name).as_bytes());
     merged
 }

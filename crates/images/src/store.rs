@@ -197,6 +197,16 @@ impl Store {
 }
 
 impl Scratch {
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its lock, to be handed to a program that works in it: nobody sweeps the folder while that holds it.
+    pub(crate) fn lock_handle(&self) -> Result<OwnedFd> {
+        self.lock.try_clone().map_err(Error::at(&self.path))
+    }
+
     /// Brings everything in it to the disk.
     pub(crate) fn sync(&self) -> Result<()> {
         rustix::fs::syncfs(&self.lock).map_err(Error::at(&self.path))

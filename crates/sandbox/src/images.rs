@@ -129,12 +129,15 @@ impl From<sandhaus_images::Error> for Error {
             | Image::TooLarge { .. }
             | Image::Reference { .. }
             | Image::Platform { .. }
-            | Image::Digest { .. } => Kind::Invalid,
+            | Image::Digest { .. }
+            | Image::Form { .. } => Kind::Invalid,
             Image::NotFound(_) | Image::NotInRegistry(_) => Kind::NotFound,
             Image::Refused { .. } => Kind::Forbidden,
-            Image::Registry { .. } | Image::Interrupted => Kind::Unavailable,
+            Image::Registry { .. } | Image::Interrupted | Image::BuildInterrupted => Kind::Unavailable,
+            Image::MissingTool { .. } => Kind::Unsupported,
+            Image::NoRoom { .. } => Kind::Exhausted,
             Image::Exists(_) => Kind::Exists,
-            Image::BuiltIn(_) => Kind::Conflict,
+            Image::BuiltIn(_) | Image::NoVersionBefore(_) => Kind::Conflict,
             // Its message names a path of the host.
             Image::Io { .. } => return Self::internal("image storage failed", error),
             _ => Kind::Internal,

@@ -4,19 +4,26 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use sandhaus_sandbox::WorkspaceId;
 
 mod image;
 mod pool;
+mod sandbox;
+mod snapshot;
 mod workspace;
 
-pub(crate) use image::{ImageArguments, ImageCommand, ImportArguments, PullArguments};
+pub(crate) use image::{
+    BuildVmArguments, ImageArguments, ImageCommand, ImportArguments, ImportVmArguments, PullArguments,
+};
 pub(crate) use pool::{PoolArguments, PoolCommand};
+pub(crate) use sandbox::{
+    ConsoleArguments, CreateArguments, ForkArguments, SandboxOptions, SandboxesArguments, ScreenshotArguments,
+};
+pub(crate) use snapshot::{SnapshotArguments, SnapshotCommand, Whence};
 pub(crate) use workspace::{Place, WorkspaceArguments, WorkspaceCommand, WorkspaceFile};
 
 use crate::{
     spelling::CalledAs,
-    values::{Bytes, Cores, EnvironmentEntry, Location, MountPoint, NetworkChoice, PortMapping},
+    values::{EnvironmentEntry, Location, MountPoint},
 };
 
 /// Linux sandboxes in milliseconds, through one binary.
@@ -66,8 +73,26 @@ pub(crate) enum Command {
     /// Serve sandboxes over HTTP
     #[command(visible_alias = "daemon")]
     Serve(ServeArguments),
-    /// End the server; its sandboxes go on
+    /// Make a sandbox and print its id; needs a server
+    Create(CreateArguments),
+    /// Start sandboxes that are stopped, or go on with those that are suspended or paused
+    Start(SandboxesArguments),
+    /// Stop sandboxes, whose disks stay; without an ID, end the server, whose sandboxes go on
     Stop(StopArguments),
+    /// Freeze sandboxes, which keep their memory
+    Pause(SandboxesArguments),
+    /// Have sandboxes go on that are paused or suspended
+    Resume(SandboxesArguments),
+    /// Write the memory of sandboxes to disk and let go of it, until they are started
+    Suspend(SandboxesArguments),
+    /// Copy a sandbox as it stands, with its memory where its engine can, and print the copy's id
+    Fork(ForkArguments),
+    /// Type into the serial console of a sandbox
+    Console(ConsoleArguments),
+    /// Save what the display of a sandbox shows as a PNG
+    Screenshot(ScreenshotArguments),
+    /// Take snapshots of sandboxes, list and remove them, and copy them to a store and back
+    Snapshot(SnapshotArguments),
     /// List sandboxes
     Ps(PsArguments),
     /// Run a command in a sandbox that is there
@@ -128,45 +153,14 @@ pub(crate) enum Security {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArguments {
-    /// Image of the root file system [default: the configured one, `host`]
-    #[arg(long, value_name = "IMAGE")]
-    pub(crate) image: Option<String>,
-    /// Processor cores, such as 0.5
-    #[arg(long, value_name = "N")]
-    pub(crate) cpus: Option<Cores>,
-    /// Memory, such as 512MiB or 2g
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) memory: Option<Bytes>,
-    /// Processes and threads
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) pids: Option<u32>,
-    /// Size of the writable layer, such as 1GiB
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) disk: Option<Bytes>,
-    /// What the sandbox may reach: none, bridge (the internet), or allow=CIDR,CIDR,... [default: the configured one]
-    #[arg(long, value_name = "POLICY")]
-    pub(crate) network: Option<NetworkChoice>,
-    /// Show a TCP port of the sandbox on the host's loopback, on a port that is free or on HOST
-    #[arg(short, long = "publish", value_name = "[HOST:]PORT")]
-    pub(crate) publish: Vec<PortMapping>,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxOptions,
     /// Show a host file or directory inside; needs a sandbox without a server, and gets one
     #[arg(short = 'v', long = "volume", value_name = "SRC:DST[:ro]")]
     pub(crate) volumes: Vec<MountPoint>,
-    /// Show this workspace at /workspace; it is made if need be, and stays
-    #[arg(long, value_name = "NAME")]
-    pub(crate) workspace: Option<WorkspaceId>,
-    /// Set a variable, or pass one on
-    #[arg(short, long = "env", value_name = "K=V|K")]
-    pub(crate) env: Vec<EnvironmentEntry>,
-    /// Directory to start in
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
     /// Kill the command after so long, such as 30s or 5m, and exit with 124
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
-    /// How the command is confined
-    #[arg(long, value_enum, default_value_t = Security::Container, value_name = "PROFILE")]
-    pub(crate) security: Security,
     /// Pass standard input on
     #[arg(short, long)]
     pub(crate) interactive: bool,
@@ -176,9 +170,6 @@ pub(crate) struct RunArguments {
     /// Keep the sandbox; needs a server
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Name of the sandbox
-    #[arg(long, value_name = "NAME")]
-    pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) server: ServerArguments,
     /// Command and its arguments [default: the image's own entry point and command]
@@ -243,9 +234,14 @@ pub(crate) struct InitArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct StopArguments {
-    /// How long to wait for its end, such as 30s
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    /// Without ID: how long to wait for the end of the server, such as 30s
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration, conflicts_with = "sandboxes")]
     pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    /// Ids of the sandboxes to stop [default: none of them, but the server of the data directory]
+    #[arg(value_name = "ID")]
+    pub(crate) sandboxes: Vec<String>,
 }
 
 #[derive(Debug, Args)]

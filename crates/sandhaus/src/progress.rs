@@ -7,7 +7,10 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::{stdio, termios::isatty};
-use sandhaus_images::{LayerSize, LayerState, PullProgress};
+use sandhaus_images::{
+    LayerSize, LayerState, PullProgress,
+    vm::{BuildProgress, Stage},
+};
 
 use crate::{advice::print_note, commands::run::Quiet, output::human_bytes};
 
@@ -94,6 +97,117 @@ impl ByteCount {
             bar.set_style(style);
         }
         bar.set_position(done);
+    }
+}
+
+/// How far long work of a server is: a bar on a terminal, a line for each stage otherwise.
+pub(crate) struct JobBar {
+    bar: Option<Cleared>,
+    stage: String,
+    quiet: Quiet,
+}
+
+impl JobBar {
+    pub(crate) fn new(quiet: Quiet) -> Self {
+        let bar = match quiet {
+            Quiet::No if isatty(stdio::stderr()) => {
+                let target = ProgressDrawTarget::stderr();
+                let style =
+                    ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
+                        .expect("a constant template that is valid");
+                Some(Cleared(ProgressBar::with_draw_target(None, target).with_style(style)))
+            }
+            _ => None,
+        };
+        Self { bar, stage: String::new(), quiet }
+    }
+
+    /// So much of this stage is done.
+    pub(crate) fn show(&mut self, stage: &str, done: u64, total: Option<u64>) {
+        let is_new = self.stage != stage;
+        if is_new {
+            stage.clone_into(&mut self.stage);
+        }
+        match &self.bar {
+            Some(Cleared(bar)) => {
+                if is_new {
+                    bar.reset_eta();
+                    bar.set_message(stage.to_owned());
+                }
+                if let Some(total) = total {
+                    bar.set_length(total);
+                }
+                bar.set_position(done);
+            }
+            None if is_new && self.quiet == Quiet::No && !stage.is_empty() => {
+                let of = total.map_or_else(String::new, |total| format!(": {}", human_bytes(total)));
+                print_note(&format!("{stage}{of}"));
+            }
+            None => {}
+        }
+    }
+
+    /// Takes the bar off the terminal.
+    pub(crate) fn finish(self) {}
+}
+
+/// How far the making of an image is, stage after stage: a line that changes on a terminal, a line for each otherwise.
+pub(crate) struct StageBar {
+    bar: Cleared,
+    stage: Option<Stage>,
+    shape: StageShape,
+}
+
+/// Where the stages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StageShape {
+    Bar,
+    Lines,
+    Nothing,
+}
+
+impl StageBar {
+    pub(crate) fn new(quiet: Quiet) -> Self {
+        let shape = match quiet {
+            Quiet::Yes => StageShape::Nothing,
+            Quiet::No if isatty(stdio::stderr()) => StageShape::Bar,
+            Quiet::No => StageShape::Lines,
+        };
+        let target = match shape {
+            StageShape::Bar => ProgressDrawTarget::stderr(),
+            StageShape::Lines | StageShape::Nothing => ProgressDrawTarget::hidden(),
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        bar.enable_steady_tick(TICK);
+        Self { bar: Cleared(bar), stage: None, shape }
+    }
+
+    /// Takes a report in.
+    pub(crate) fn note(&mut self, progress: BuildProgress) {
+        let bar = &self.bar.0;
+        if self.stage != Some(progress.stage) {
+            self.stage = Some(progress.stage);
+            let words = match progress.stage {
+                Stage::Install => "installing packages",
+                Stage::Copy => "copying files",
+                Stage::Kernel => "finding a kernel",
+                Stage::FileSystem => "making the file system",
+                Stage::Disk => "writing the disk",
+                Stage::Store => "storing the image",
+            };
+            if self.shape == StageShape::Lines {
+                print_note(words);
+            }
+            bar.set_message(words);
+            bar.set_style(ProgressStyle::default_spinner());
+        }
+        if let Some(total) = progress.total {
+            let style =
+                ProgressStyle::with_template("{msg} {bar:30} {percent}%").expect("a constant template that is valid");
+            bar.set_style(style);
+            bar.set_length(total);
+            bar.set_position(progress.done);
+        }
     }
 }
 

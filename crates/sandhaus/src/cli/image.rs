@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use sandhaus_images::{ExportFormat, Platform};
 
 use super::Output;
+use crate::values::Bytes;
 
 #[derive(Debug, Args)]
 pub(crate) struct ImageArguments {
@@ -19,6 +20,16 @@ pub(crate) enum ImageCommand {
     Pull(PullArguments),
     /// Make an image of an archive or a directory of this host
     Import(ImportArguments),
+    /// Build an image for virtual machines; each build of a name is a version of its own: NAME.1, NAME.2, …
+    BuildVm(BuildVmArguments),
+    /// Take a disk that is there as an image for virtual machines, as a version of its name
+    ImportVm(ImportVmArguments),
+    /// Let a name stand for the version before the one it stands for
+    Rollback {
+        /// Name of the image
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
     /// Write an image to a file
     Export {
         /// How: tar, tar.gz, tar.zst, or oci for an OCI image in an archive [default: as the file's name ends]
@@ -100,6 +111,75 @@ pub(crate) struct PullArguments {
     /// The image, such as python:3.12-slim or registry.example.org/team/app@sha256:…
     #[arg(value_name = "REFERENCE")]
     pub(crate) reference: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BuildVmArguments {
+    /// Of what: debian:SUITE, a directory or archive with a root file system, an image of here or of a registry, or a
+    /// disk with a system on it (FILE.qcow2, FILE.img)
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) from: String,
+    /// Name of the image
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// Size of its disk [default: 10GiB, or that of the disk it is made of]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<Bytes>,
+    /// With a desktop, where Debian is installed
+    #[arg(long)]
+    pub(crate) desktop: bool,
+    /// Install Debian by mmdebstrap, rather than pull its image where mmdebstrap is missing
+    #[arg(long)]
+    pub(crate) bootstrap: bool,
+    /// The kernel: a file, or a package of Debian [default: the source's own, else Debian's for clouds]
+    #[arg(long, value_name = "FILE|PACKAGE")]
+    pub(crate) kernel: Option<String>,
+    /// Modules of the kernel, where they do not come with it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) modules: Option<PathBuf>,
+    /// Keep all files in the machine's memory: no disk
+    #[arg(long)]
+    pub(crate) initramfs_only: bool,
+    /// Do not compress the disk, which takes its time
+    #[arg(long)]
+    pub(crate) no_compress: bool,
+    /// Store only what differs from the disk of this image
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) base: Option<String>,
+    /// Make one file of the disk that it is made of and what is added to it
+    #[arg(long, conflicts_with = "base")]
+    pub(crate) flatten: bool,
+    /// What the kernel's command line has besides
+    #[arg(long, value_name = "WORDS")]
+    pub(crate) append: Option<String>,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportVmArguments {
+    /// Name of the image
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// The image over whose disk the file lies, if its header names a backing file
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) base: Option<String>,
+    /// Its kernel [default: that of --base, else its own, by firmware]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The initial file system that belongs to the kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initramfs: Option<PathBuf>,
+    /// The kernel's command line, or what is added to that of --base
+    #[arg(long, value_name = "WORDS")]
+    pub(crate) append: Option<String>,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub(crate) output: Output,
+    /// The disk, in the format qcow2
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 impl PullArguments {

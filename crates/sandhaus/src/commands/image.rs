@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use rustix::{stdio, termios::isatty};
 use sandhaus_images::{
     Catalogue, Error, ExportFormat, Image, ImageDetails, ImageName, ImportOptions, PlainHttp, Prune, Pruned,
-    PullOptions, Reference,
+    PullOptions, Reference, vm::Manifest,
 };
 use sandhaus_sandbox::Instance;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     advice::{Advice, print_error, print_note},
     cli::{ImageArguments, ImageCommand, ImportArguments, Output, PullArguments, ServerArguments},
-    commands::run::Quiet,
+    commands::{run::Quiet, vm_image},
     config::Config,
     domain,
     interrupt::Signals,
@@ -43,6 +43,9 @@ pub(crate) async fn image(
     match &arguments.command {
         ImageCommand::Pull(arguments) => pull(config, arguments, quiet).await,
         ImageCommand::Import(arguments) => import(config, arguments, quiet, called_as),
+        ImageCommand::BuildVm(arguments) => vm_image::build(config, arguments, quiet).await,
+        ImageCommand::ImportVm(arguments) => vm_image::import(config, arguments, quiet).await,
+        ImageCommand::Rollback { name } => vm_image::rollback(config, name, quiet),
         ImageCommand::Export { format, name, file } => export(config, name, file, *format, quiet),
         ImageCommand::List { output } => list(config, *output, called_as),
         ImageCommand::Inspect { output, names } => inspect(config, names, *output),
@@ -56,7 +59,7 @@ pub(crate) async fn image(
     }
 }
 
-async fn pull(config: &Config, arguments: &PullArguments, quiet: Quiet) -> Result<ExitCode> {
+pub(crate) async fn pull(config: &Config, arguments: &PullArguments, quiet: Quiet) -> Result<ExitCode> {
     let reference = Reference::parse(&arguments.reference)?;
     let name = match &arguments.name {
         Some(name) => ImageName::parse(name)?,
@@ -305,10 +308,30 @@ fn facts(details: &ImageDetails) -> String {
     for (name, value) in &config.env {
         table.row(["env", &format!("{name}={value}")]);
     }
+    if let Some(disk) = &details.disk {
+        disk_facts(disk, &mut table);
+    }
     for layer in &details.layers {
         table.row(["layer", &format!("{} {}", shortened(&layer.digest), human_bytes(layer.size_bytes))]);
     }
     table.render()
+}
+
+/// What an image of a virtual machine was made of.
+fn disk_facts(disk: &Manifest, table: &mut Table) {
+    table.row(["disk", &human_bytes(disk.size_bytes)]);
+    for layer in &disk.layers {
+        table.row(["layer", &format!("{} {}", shortened(&layer.digest), human_bytes(layer.size_bytes))]);
+    }
+    if let Some(kernel) = &disk.kernel {
+        let release = kernel.release.as_deref().unwrap_or("of unknown release");
+        table.row(["kernel", &format!("{release} ({})", kernel.origin)]);
+    }
+    if let Some(initramfs) = &disk.initramfs {
+        table.row(["initramfs", &format!("{} {}", shortened(&initramfs.digest), human_bytes(initramfs.size_bytes))]);
+    }
+    table.row(["init", disk.init.as_deref().unwrap_or("its own")]);
+    table.row(["command line", &disk.command_line]);
 }
 
 fn validate(config: &Config, names: &[String]) -> Result<ExitCode> {
