@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Puts a stock Debian 6.1 kernel and an initramfs with its modules into a folder: kernel.sh FOLDER
-# What is there already stays, so only the first run needs the network.
+# What is there already stays, so only the first run needs the network. Beside them come the modules by themselves, with
+# their order, for whoever makes an initramfs of another kind.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 folder=$1
 PATH="$PATH:/usr/sbin:/sbin"
 
 # In the order in which they are wanted; what they need comes before them by itself.
-modules=(virtio_pci virtio_blk overlay loop veth bridge tun)
+modules=(virtio_pci virtio_blk virtio_net virtio_rng overlay loop veth bridge tun)
 
 # The newest of the series, as the package lists have it.
 newest() {
@@ -25,6 +26,11 @@ download() {
         apt-get download -qq "$package"
     fi
 }
+
+# Tests of two programs may want it at the same time.
+exec 9>"$folder.lock"
+flock 9
+if [[ -e $folder ]]; then exit 0; fi
 
 # Removed by the next run if this one is cut short, since it is not yet under its name.
 work=$folder.part
@@ -52,6 +58,7 @@ chmod 755 initramfs/init
 (cd initramfs && find . | cpio --quiet -o -H newc) >initramfs.cpio
 cp "package/boot/vmlinuz-$release" vmlinuz
 echo "$release" >release
+mv initramfs/modules modules
 rm -rf package initramfs ./*.deb
 rm -rf "$folder"
 mv "$work" "$folder"

@@ -1,5 +1,7 @@
 //! The namespace engine on this host: real machines with the real agent. Needs root.
 
+#[path = "../shared/agent.rs"]
+mod agent;
 mod confinement;
 mod kill_sweep;
 mod life;

@@ -1,0 +1,6 @@
+//! Virtual machines on this host: a real QEMU, a stock kernel and the real agent. Needs root.
+
+#[path = "../shared/agent.rs"]
+mod agent;
+mod life;
+mod support;
