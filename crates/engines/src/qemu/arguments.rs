@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Accelerator;
 
 /// The guest's network card. Every machine has a network of its own, so all have the same.
-pub(super) const GUEST_MAC: &str = "02:53:48:00:00:02";
+pub(super) use crate::net::GUEST_DEVICE as GUEST_MAC;
 
 /// The object that is the machine's RAM.
 pub(super) const RAM: &str = "ram";
@@ -42,7 +42,6 @@ pub(super) enum Ram {
     /// A file without a name that is the machine's alone.
     Fresh(RawFd),
     /// The RAM of a memory image, mapped privately: pages that the machine writes become its own, the file never changes.
-    /// The machine waits for the rest of its state.
     Image(RawFd),
 }
 
@@ -74,6 +73,8 @@ pub(super) struct Invocation<'a> {
     /// Arguments for the disk's files, and the node that the guest's disk is; none: it has none.
     pub(super) disk: Vec<String>,
     pub(super) disk_node: Option<String>,
+    /// What else makes it wait for the state of a memory image, if it goes on from one.
+    pub(super) incoming: &'static [&'static str],
     /// What starts.
     pub(super) kernel: Kernel,
     /// The network interface on the host.
@@ -98,10 +99,7 @@ impl Invocation<'_> {
         self.devices(&mut all);
         self.kernel_of(&mut all);
         all.option("-sandbox", FILTER);
-        if let Ram::Image(_) = self.ram {
-            all.option("-incoming", "defer");
-            all.flag("-S");
-        }
+        all.0.extend(self.incoming.iter().map(|word| (*word).to_owned()));
         all.0
     }
 
@@ -221,6 +219,7 @@ mod tests {
             ram: Ram::Fresh(20),
             disk: Vec::new(),
             disk_node: None,
+            incoming: &[],
             kernel: Kernel::Direct {
                 kernel: 30,
                 initramfs: Some(31),
@@ -315,6 +314,7 @@ mod tests {
         let hardware = hardware(Accelerator::Kvm);
         let mut restored = invocation(&hardware);
         restored.ram = Ram::Image(21);
+        restored.incoming = &["-incoming", "defer", "-S"];
         let arguments = restored.arguments();
         let ram = "memory-backend-file,id=ram,mem-path=/proc/self/fd/21,size=256M,share=off,readonly=on,rom=off,merge=off,dump=off";
         assert_eq!(values(&arguments, "-object")[0], ram);

@@ -227,8 +227,6 @@ pub(super) struct DiskFiles {
     pub(super) initramfs: Option<File>,
     /// Command line of the kernel, but for the console.
     pub(super) command_line: String,
-    /// Size of the disk in bytes.
-    pub(super) size_bytes: u64,
 }
 
 /// The name of a layer's node in QEMU.
@@ -409,16 +407,16 @@ impl Disks {
         Ok(())
     }
 
-    /// Makes the disk as large as it is to be. It can only grow; zero, and what it has already, change nothing. For a
-    /// machine that runs, QEMU has to do it.
+    /// Makes the disk as large as it is to be. It can only grow: less than it has changes nothing. For a machine that runs,
+    /// QEMU has to do it.
     pub(super) fn grow(&self, id: &SandboxId, disk_bytes: u64) -> EngineResult<()> {
         let directory = self.path_of(id);
         let chain = Chain::read(&directory)?;
         let Some(top) = chain.top() else { return Ok(()) };
-        let wanted = fit(disk_bytes, chain.size_bytes)?;
-        if wanted == chain.size_bytes {
+        if disk_bytes <= chain.size_bytes {
             return Ok(());
         }
+        let wanted = fit(disk_bytes, chain.size_bytes)?;
         let file = open_write(&directory.join(layer_name(top)));
         file.and_then(|file| qcow2::grow(&file, wanted)).map_err(|error| failure("grow disk", error))
     }
@@ -441,7 +439,6 @@ impl Disks {
             kernel: if_there(open_read(&directory.join(KERNEL))).map_err(host)?,
             initramfs: if_there(open_read(&directory.join(INITRAMFS))).map_err(host)?,
             command_line: record.command_line,
-            size_bytes: chain.size_bytes,
         })
     }
 

@@ -73,7 +73,7 @@ pub(super) struct Inner {
     knowledge: OnceCell<Knowledge>,
     pub(super) networks: Networks,
     pub(super) cgroups: Arc<Cgroups>,
-    pub(super) disks: Disks,
+    pub(super) disks: Arc<Disks>,
     pub(super) machines: Arc<Machines>,
     pub(super) channels: Mutex<HashMap<MachineName, Arc<Channel>>>,
     blocking: Semaphore,
@@ -174,16 +174,17 @@ impl Engine for QemuEngine {
         })
     }
 
-    fn capture<'a>(&'a self, _: &'a SandboxId, _: Capture, _: PathBuf) -> Res<'a, ()> {
-        Box::pin(async { Err(EngineError::Unsupported("capturing".to_owned())) })
+    fn capture<'a>(&'a self, id: &'a SandboxId, what: Capture, into: PathBuf) -> Res<'a, ()> {
+        let id = id.clone();
+        self.detached(move |inner| Box::pin(async move { inner.capture(id, what, into).await }))
     }
 
-    fn pack<'a>(&'a self, _: PathBuf, _: PathBuf) -> Res<'a, ()> {
-        Box::pin(async { Err(EngineError::Unsupported("packing a snapshot".to_owned())) })
+    fn pack<'a>(&'a self, from: PathBuf, into: PathBuf) -> Res<'a, ()> {
+        self.detached(|inner| Box::pin(async move { inner.pack(from, into).await }))
     }
 
-    fn verify<'a>(&'a self, _: PathBuf) -> Res<'a, ()> {
-        Box::pin(async { Err(EngineError::Unsupported("snapshots of a store".to_owned())) })
+    fn verify<'a>(&'a self, snapshot: PathBuf) -> Res<'a, ()> {
+        self.detached(|inner| Box::pin(async move { inner.verify(snapshot).await }))
     }
 
     fn update<'a>(&'a self, id: &'a SandboxId, change: Change) -> Res<'a, ()> {
@@ -277,7 +278,7 @@ impl Inner {
         }
         let cgroups = Arc::new(Cgroups::open(&own_id, config.cgroup.as_deref(), &directory)?);
         let machines = Arc::new(Machines::open(&directory, &cgroups)?);
-        let disks = Disks::open(&config.data_dir)?;
+        let disks = Arc::new(Disks::open(&config.data_dir)?);
         let directories: Vec<_> = machines.all().iter().map(|name| machines.directory(name)).collect();
         let networks = Networks::open_for_guests(
             &own_id,

@@ -15,7 +15,8 @@
 //! - `spawn`: making the process; `channel`, `qmp`, `console`, `dial`: speaking to it and to the guest;
 //! - `engine`, `start`: the engine itself; `steps`: its sequences;
 //! - `qcow2`, `disk`: disks, chains of qcow2 files;
-//! - `manifest`, `memory`, `capture`, `restore`: what a snapshot is, taking and restoring one.
+//! - `manifest`, `memory`, `capture`, `restore`, `pack`: what a snapshot is, taking, restoring and sending one;
+//!   `snapshot`: the engine's part in that.
 //!
 //! Invariants:
 //! - A QEMU is an unprivileged user of its own and opens nothing of the host by path: files reach it as descriptors, inherited
@@ -34,10 +35,12 @@ mod engine;
 mod image_tool;
 mod manifest;
 mod memory;
+mod pack;
 mod probe;
 mod qcow2;
 mod qmp;
 mod restore;
+mod snapshot;
 mod spawn;
 mod start;
 mod steps;

@@ -31,6 +31,15 @@ impl Image {
     /// Opens the memory image in a directory. Every bit of it is what was written: unless it was found so before and nobody
     /// has touched it since, all of it is read.
     pub(super) fn open(directory: &Path) -> EngineResult<Self> {
+        Self::open_trusting(directory, Trust::noted(directory))
+    }
+
+    /// The same without trusting what was noted.
+    pub(super) fn open_unseen(directory: &Path) -> EngineResult<Self> {
+        Self::open_trusting(directory, None)
+    }
+
+    fn open_trusting(directory: &Path, noted: Option<Trust>) -> EngineResult<Self> {
         let host = |error: std::io::Error| EngineError::host("open memory image", error);
         let none = || EngineError::Invalid("the snapshot holds no memory".to_owned());
         let machine = Manifest::read(directory)?.machine.ok_or_else(none)?;
@@ -43,7 +52,7 @@ impl Image {
             return Err(damaged(MEMORY));
         }
         let seen = Trust::of(&image_files(directory).map_err(host)?).map_err(host)?;
-        if Trust::noted(directory).as_ref() == Some(&seen) {
+        if noted.as_ref() == Some(&seen) {
             return Ok(image);
         }
         image.check()?;
@@ -76,12 +85,12 @@ impl Image {
         self.memory.as_ref().filter(|_| self.machine.form.maps_memory())
     }
 
-    /// Arguments of QEMU for this image alone, besides those of a machine that waits for its state.
+    /// Arguments of QEMU for this image: it waits for its state, and stands still once it has it.
     pub(super) fn arguments(&self) -> &'static [&'static str] {
         match self.machine.form {
             // Its stream begins without a description of the machine.
-            Form::Devices => &["-global", "migration.send-configuration=off"],
-            Form::IgnoreShared | Form::MappedRam | Form::Stream => &[],
+            Form::Devices => &["-global", "migration.send-configuration=off", "-incoming", "defer", "-S"],
+            Form::IgnoreShared | Form::MappedRam | Form::Stream => &["-incoming", "defer", "-S"],
         }
     }
 

@@ -22,7 +22,10 @@ use super::{
     dial::{self, Awaited},
     disk::DiskFiles,
     engine::{Inner, Process},
+    manifest::devices_of,
     probe::Knowledge,
+    restore::Image,
+    snapshot,
     spawn::{self, Launch, Log},
     steps::{Moment, StartStep, hit, pass},
 };
@@ -223,25 +226,56 @@ impl Inner {
         knowledge: &Knowledge,
         boot: Boot,
     ) -> EngineResult<()> {
-        let Boot::Cold = boot else {
-            return Err(EngineError::Unsupported("restoring memory".to_owned()));
+        let image = match boot {
+            Boot::Cold => None,
+            Boot::Restore(directory) => Some(Arc::new(self.block(move |_| Image::open(&directory)).await?)),
         };
-        let hardware = hardware(knowledge, &spec.resources)?;
+        let hardware = match &image {
+            None => hardware(knowledge, &spec.resources)?,
+            Some(image) => snapshot::hardware(knowledge, &spec.resources, &image.machine)?,
+        };
         let limit = match hardware.accelerator {
             Accelerator::Tcg => ANSWER_MAX_TCG,
             Accelerator::Kvm => ANSWER_MAX_KVM,
         };
-        let (spec, held) = (Arc::clone(spec), Arc::clone(name));
+        let (spec, held, from, version) =
+            (Arc::clone(spec), Arc::clone(name), image.clone(), knowledge.version);
         let (process, log) = self
             .block(move |inner| {
-                let prepared = inner.prepare(&spec, &held, &hardware)?;
+                let prepared = inner.prepare(&spec, &held, &hardware, from.as_deref())?;
+                if let Some(image) = from {
+                    image.machine.check(&hardware, &devices_of(&prepared.arguments), version)?;
+                }
                 inner.spawn(&held, prepared)
             })
             .await?;
         if let Err(error) = self.channel(name).listen_to_console().await {
             tracing::warn!(%error, machine = %name, "cannot listen to the console of a machine");
         }
-        self.await_answer(name, &process, limit, Some(&log)).await
+        match image {
+            None => self.await_answer(name, &process, limit, Some(&log)).await,
+            Some(image) => self.load(name, &process, &image, &log).await,
+        }
+    }
+
+    /// Has a machine that waits for it read its state; it stands still then.
+    async fn load(
+        &self,
+        name: &MachineName,
+        process: &Process,
+        image: &Image,
+        log: &Log,
+    ) -> EngineResult<()> {
+        hit(StartStep::Load, Moment::Before);
+        let what = "restore virtual machine";
+        let pid = snapshot::pid_of(process.get_ref()).map_err(|error| EngineError::host(what, error))?;
+        let monitor = self.channel(name).monitor().await.map_err(|error| EngineError::host(what, error))?;
+        image.load(&monitor, pid).await.inspect_err(|_| {
+            let said = log.last_line();
+            tracing::warn!(machine = %name, said, "a memory image cannot be loaded");
+        })?;
+        hit(StartStep::Load, Moment::After);
+        Ok(())
     }
 
     /// Waits until the agent listens.
@@ -281,11 +315,13 @@ impl Inner {
         spec: &MachineSpec,
         name: &MachineName,
         hardware: &Hardware,
+        image: Option<&Image>,
     ) -> EngineResult<Prepared> {
         let record = self
             .disks
             .record(&spec.id)?
             .ok_or_else(|| EngineError::host("open disk", io::Error::from(io::ErrorKind::NotFound)))?;
+        self.disks.grow(&spec.id, spec.resources.disk_bytes)?;
         let disk = self.disks.open_files(&spec.id)?;
         self.machines.note(name);
         let directory = self.machines.directory(name);
@@ -302,18 +338,24 @@ impl Inner {
         let limits = limits(hardware, &spec.resources);
         let text = name.to_string();
         let cgroups = pass(StartStep::Cgroups, || self.cgroups.make(&text, &limits))?;
-        let Guest { namespace, tap, name: _ } =
+        let Guest { namespace, tap } =
             pass(StartStep::Network, || self.networks.guest(&text, &spec.network, &directory))?;
-        let ram = fresh_ram(hardware, record.uid).map_err(host)?;
+        let mapped = image.and_then(Image::memory);
+        let ram = match mapped {
+            Some(file) => file.try_clone().map(OwnedFd::from),
+            None => fresh_ram(hardware, record.uid),
+        }
+        .map_err(host)?;
         let mut inherited = vec![monitor, console, tap, ram];
         let numbers: Vec<_> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
         let (disk, disk_node) = disk_arguments(&disk, &mut inherited).map_err(host)?;
         let invocation = Invocation {
             name: &text,
             hardware,
-            ram: Ram::Fresh(numbers[3]),
+            ram: if mapped.is_some() { Ram::Image(numbers[3]) } else { Ram::Fresh(numbers[3]) },
             disk: disk.arguments,
             disk_node,
+            incoming: image.map_or(&[], Image::arguments),
             kernel: disk.kernel,
             tap: numbers[2],
             monitor: numbers[0],

@@ -1,5 +1,10 @@
 //! The sequences of this engine, step by step; those of disks and snapshots stand where they are done.
 
+use super::{
+    capture::CaptureStep,
+    disk::{MaterializeStep, OverlayStep, RemoveStep},
+    pack::PackStep,
+};
 pub(super) use crate::steps::{Moment, hit, pass};
 use crate::steps::{points_of, sequence};
 
@@ -29,7 +34,14 @@ sequence! {
     }
 }
 
-/// All fault points of starting and ending machines.
+/// All fault points of this engine.
 pub(super) fn fault_points() -> impl Iterator<Item = String> {
-    points_of(StartStep::ALL).chain(points_of(StopStep::ALL))
+    points_of(StartStep::ALL)
+        .chain(points_of(StopStep::ALL))
+        .chain(points_of(MaterializeStep::ALL))
+        .chain(points_of(RemoveStep::ALL))
+        .chain(points_of(OverlayStep::ALL))
+        .chain(points_of(CaptureStep::ALL))
+        .chain(points_of(PackStep::ALL))
+        .chain(crate::net::guest_fault_points())
 }
