@@ -17,6 +17,8 @@
 
 use std::{io, net::Ipv4Addr};
 
+use sandhaus_protocol::guest::{GUEST_ADDRESS, HOST_ADDRESS};
+
 use super::{
     filter::{DESTINATION_NAT_PRIORITY, NAT_PRIORITY, QUESTION_PROTOCOLS, Transaction},
     netlink::{Protocol, Socket},
@@ -31,13 +33,13 @@ pub(super) const TAP: &str = "tap0";
 pub(super) const PAIR: &str = "eth0";
 
 /// The guest's address, always.
-pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
+pub(super) const GUEST: Ipv4Addr = Ipv4Addr::from_octets(GUEST_ADDRESS);
 
 /// The hardware address that a guest's network device must have, in words.
 pub(crate) const GUEST_DEVICE: &str = "02:53:48:00:00:02";
 
 /// What the guest takes for its gateway and its name server.
-pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::from_octets(HOST_ADDRESS);
 
 /// Stands for name servers between a guest's namespace and the host, who leads on to the one of the moment. It belongs to
 /// nobody, and where nothing leads on it is out of every machine's reach.

@@ -33,8 +33,6 @@ pub(crate) struct Guest {
     pub(crate) namespace: OwnedFd,
     /// The tap, with a `virtio-net` header before each packet. It is there as long as this or the program's copy.
     pub(crate) tap: OwnedFd,
-    /// The namespace's name for people, if it could have one.
-    pub(crate) name: Option<String>,
 }
 
 /// What is written down beside a guest's machine.
@@ -131,11 +129,11 @@ impl Networks {
             return Err(EngineError::host("record network", error));
         }
         let named = pass(GuestStep::Name, || name::give(&self.instance, machine, &namespace));
-        let name = named.unwrap_or_else(|error| {
-            tracing::info!(%error, machine, "the network of a virtual machine has no name");
-            None
-        });
-        Ok(Guest { namespace, tap, name })
+        match named {
+            Ok(name) => tracing::debug!(machine, name, "the network of a virtual machine is there"),
+            Err(error) => tracing::info!(%error, machine, "the network of a virtual machine has no name"),
+        }
+        Ok(Guest { namespace, tap })
     }
 
     /// Changes what a guest may reach, at once and also on the connections it has, and what is written down of it.

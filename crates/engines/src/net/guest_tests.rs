@@ -19,7 +19,11 @@ use rustix::{
 };
 use sandhaus_sandbox::types::NetworkPolicy;
 
-use super::{GUEST, Guest, NetworkConfig, Networks, Tenants, guard::GATEWAY, inside, tap};
+use super::{
+    Guest, NetworkConfig, Networks, Tenants,
+    guard::{GATEWAY, GUEST},
+    inside, tap,
+};
 
 /// How long something may take that is to happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -169,7 +173,7 @@ impl World {
         let directory = self.scratch.path().join(machine);
         fs_err::create_dir(&directory).expect("made");
         let guest = networks.guest(machine, policy, &directory).unwrap_or_else(|error| panic!("{error:?}"));
-        Playing::new(guest, machine.to_owned(), directory)
+        Playing::new(guest, &self.instance, machine.to_owned(), directory)
     }
 
     fn rules(&self) -> String {
@@ -250,10 +254,28 @@ struct Playing {
     wire: Option<Wire>,
     /// The guest's own end, kept while it is moved.
     own: Arc<OwnedFd>,
+    _named: Named,
+}
+
+/// Has the name of a namespace go also where a test fails.
+struct Named {
+    instance: String,
+    machine: String,
+    directory: PathBuf,
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let Some(record) = super::record::read(&self.directory) else { return };
+        let namespace = record.split(' ').next().and_then(|word| word.parse().ok());
+        let _ = super::name::take_back(&self.instance, &self.machine, namespace.unwrap_or_default());
+    }
 }
 
 impl Playing {
-    fn new(guest: Guest, machine: String, directory: PathBuf) -> Self {
+    fn new(guest: Guest, instance: &str, machine: String, directory: PathBuf) -> Self {
+        let _named =
+            Named { instance: instance.to_owned(), machine: machine.clone(), directory: directory.clone() };
         let space = Space::new();
         let own = Arc::new(space.within(|| tap::make("vm0").expect("a tap")));
         space.ip(&[
@@ -263,7 +285,17 @@ impl Playing {
             "route add default via 192.168.0.1",
         ]);
         let wire = Some(Wire::new(&own, &guest.tap));
-        Self { guest, machine, directory, space, wire, own }
+        Self { guest, machine, directory, space, wire, own, _named }
+    }
+
+    /// The name of the namespace under test.
+    fn name(&self) -> Option<String> {
+        use std::os::unix::fs::MetadataExt as _;
+        let own = rustix::fs::fstat(&self.guest.namespace).expect("it is open").st_ino;
+        let named = |name: &String| {
+            fs_err::metadata(Path::new("/run/netns").join(name)).is_ok_and(|found| found.ino() == own)
+        };
+        entries("/run/netns").into_iter().find(named)
     }
 
     /// Plugs the guest, as it is, into another network: as a machine that is restored elsewhere.
@@ -502,7 +534,7 @@ fn what_a_guest_may_reach_changes_and_outlives_the_server() {
     let networks = world.open();
     let guest = world.guest(&networks, &machine(), &NetworkPolicy::Bridge);
     let gone = world.guest(&networks, &machine(), &NetworkPolicy::Bridge);
-    let name = gone.guest.name.clone().expect("a name");
+    let name = gone.name().expect("a name");
     let (mut stream, _) = guest.connect(SERVER, TALK_PORT).expect("reached");
     let change = |networks: &Networks, policy: &NetworkPolicy| {
         networks.change_guest(policy, &guest.directory).unwrap_or_else(|error| panic!("{error:?}"));
@@ -576,8 +608,8 @@ fn names_are_short_where_nobody_has_them_and_go_with_their_machine() {
     let short = format!("ns-{}", &first[..8]);
     let one = world.guest(&networks, &first, &NetworkPolicy::None);
     let two = world.guest(&networks, &second, &NetworkPolicy::None);
-    assert_eq!(one.guest.name.as_deref(), Some(short.as_str()));
-    let long = two.guest.name.clone().expect("a name");
+    assert_eq!(one.name().as_deref(), Some(short.as_str()));
+    let long = two.name().expect("a name");
     assert_ne!(long, short);
     let listed = run("ip netns list");
     for name in [&short, &long] {
@@ -594,13 +626,13 @@ fn names_are_short_where_nobody_has_them_and_go_with_their_machine() {
     // Somebody else's stays: whether a file or a namespace.
     fs_err::write(at(&short), "somebody's").expect("written");
     let three = world.guest(&networks, &first, &NetworkPolicy::None);
-    assert_ne!(three.guest.name.as_deref(), Some(short.as_str()));
+    assert_ne!(three.name().as_deref(), Some(short.as_str()));
     three.end(&networks);
     assert_eq!(fs_err::read_to_string(at(&short)).expect("there"), "somebody's");
     fs_err::remove_file(at(&short)).expect("removed");
     run(&format!("ip netns add {short}"));
     let four = world.guest(&networks, &first, &NetworkPolicy::None);
-    let other = four.guest.name.clone().expect("a name");
+    let other = four.name().expect("a name");
     assert_ne!(other, short);
     four.end(&networks);
     assert!(at(&short).exists() && !at(&other).exists());
@@ -654,7 +686,7 @@ fn swept_id(instance: &str) -> &str {
 #[test]
 fn wherever_a_server_dies_the_next_leaves_nothing() {
     let world = World::new();
-    let points: Vec<String> = super::guest_fault_points().collect();
+    let points: Vec<String> = super::fault_points().chain(super::guest_fault_points()).collect();
     for point in &points {
         let mut command = Command::new(std::env::current_exe().expect("it runs"));
         command

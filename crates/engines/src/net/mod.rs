@@ -61,7 +61,7 @@ use sandhaus_sandbox::{
 pub use check::{NetworkCheck, check_guest_network, check_network};
 
 pub(crate) use dial::tcp as dial;
-pub(crate) use guard::{GUEST, GUEST_DEVICE};
+pub(crate) use guard::GUEST_DEVICE;
 pub(crate) use guest::{Guest, check_guest_policy};
 pub(crate) use inside::Namespace;
 pub(crate) use policy::Reach;
