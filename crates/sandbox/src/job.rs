@@ -19,7 +19,7 @@ impl JobId {
 }
 
 /// What a job does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// An image is imported; the subject is its name.
@@ -103,6 +103,13 @@ impl JobHandle {
         subject: String,
         created_at_ms: i64,
     ) -> Result<Self> {
+        let handle = Self::new(kind, subject, created_at_ms);
+        handle.record(store).await?;
+        Ok(handle)
+    }
+
+    /// A job that is not on record yet.
+    pub(crate) fn new(kind: JobKind, subject: String, created_at_ms: i64) -> Self {
         let progress = Progress { stage: String::new(), done: 0, total: None, unit: Unit::Bytes };
         let job = Job {
             id: JobId::random(),
@@ -113,8 +120,13 @@ impl JobHandle {
             error: None,
             created_at_ms,
         };
-        store.put_job(&job).await?;
-        Ok(Self { job: watch::Sender::new(job) })
+        Self { job: watch::Sender::new(job) }
+    }
+
+    /// Puts it on record.
+    pub(crate) async fn record(&self, store: &Store) -> Result<()> {
+        let job = self.job.borrow().clone();
+        store.put_job(&job).await
     }
 
     /// Follows the job.

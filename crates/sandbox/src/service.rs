@@ -64,6 +64,8 @@ pub struct ServiceConfig {
     pub workspaces: WorkspaceConfig,
     /// Registries, `HOST` or `HOST:PORT`, that may be spoken to without TLS; those on this host always may.
     pub insecure_registries: Vec<String>,
+    /// Where snapshots are pushed to and pulled from; absent: nowhere.
+    pub snapshot_store: Option<transfer::SnapshotStore>,
 }
 
 /// Sandboxes kept ready.
@@ -198,6 +200,7 @@ pub(crate) struct Shared {
     pub(crate) token: CancellationToken,
     pub(crate) workspaces: Workspaces,
     pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) transfers: transfer::Transfers,
     tracker: TaskTracker,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Handle>>>,
     /// Images of sandboxes that are left alone because their engine is not there.
@@ -317,6 +320,7 @@ impl Service {
         .map_err(|error| Error::internal("open store", error))??;
 
         let pool = Pool::new(&config.pool);
+        let transfers = transfer::Transfers::new(config.snapshot_store.clone());
         let shared = Arc::new(Shared {
             instance,
             config,
@@ -329,12 +333,14 @@ impl Service {
             token: CancellationToken::new(),
             workspaces,
             snapshots,
+            transfers,
             tracker: TaskTracker::new(),
             sandboxes: RwLock::default(),
             set_aside: OnceLock::new(),
         });
         adopt(&shared, rows).await?;
         shared.collect_snapshots_soon();
+        shared.sweep_transfers_soon();
         shared.spawn(clock::run(shared.clone()));
         shared.spawn(pool::keep(shared.clone()));
         Ok(Self { shared })
@@ -821,4 +827,4 @@ pub mod images;
 pub mod snapshots;
 #[cfg(test)]
 mod tests;
-mod transfer;
+pub mod transfer;

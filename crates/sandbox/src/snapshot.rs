@@ -98,4 +98,6 @@ pub struct StoredSnapshot {
     pub kind: SnapshotKind,
     /// Bytes in the store.
     pub size_bytes: u64,
+    /// Where it lies beneath the store's own place.
+    pub path: String,
 }

@@ -268,6 +268,16 @@ impl Store {
         .await
     }
 
+    /// Jobs, newest first, as they were recorded.
+    pub async fn jobs(&self) -> Result<Vec<Job>> {
+        self.read("read jobs", |reader| {
+            let mut statement = reader.prepare_cached("SELECT job FROM jobs ORDER BY number DESC")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|text| parse(0, &text?)).collect()
+        })
+        .await
+    }
+
     /// One row of the history.
     pub async fn ended(&self, id: &SandboxId) -> Result<Option<(Sandbox, Ended)>> {
         let id = id.clone();

@@ -637,6 +637,7 @@ pub fn config() -> ServiceConfig {
         history_keep: std::time::Duration::from_secs(3600),
         pool: crate::service::PoolConfig::default(),
         plain_request: request(),
+        snapshot_store: None,
         workspaces: crate::service::WorkspaceConfig::default(),
         insecure_registries: Vec::new(),
     }

@@ -15,6 +15,7 @@ use sandhaus_sandbox::{
     EngineName, Instance, Kind, Service,
     engine::Engine,
     service::{Defaults, PoolConfig, ServiceConfig, WorkspaceConfig},
+    snapshot,
     store::Store,
 };
 
@@ -119,6 +120,7 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
             Lifetime::Instance => PoolConfig::default(),
         },
         insecure_registries: config.insecure_registries.clone(),
+        snapshot_store: config.snapshots.resolve(|name| std::env::var(name).ok())?,
         plain_request: sandhaus_gateway::plain_request(&v1_config(config)),
         workspaces: WorkspaceConfig {
             directory: config.data_dir.join(WORKSPACES_DIR),
@@ -159,14 +161,15 @@ async fn open_namespace(instance: &Instance, config: &Config) -> Result<Arc<Name
     Ok(Arc::new(engine))
 }
 
-/// Digests of the images that sandboxes of an instance need, without opening its service.
+/// Digests of the images that sandboxes and snapshots of an instance need, without opening its service.
 pub(crate) fn needed_images(instance: &Instance) -> Result<BTreeSet<String>> {
+    let mut needed = snapshot::images_of(instance.dir())?;
     let path = instance.dir().join(STORE_FILE);
-    if !path.exists() {
-        return Ok(BTreeSet::new());
+    if path.exists() {
+        let rows = Store::open(&path)?.load()?;
+        needed.extend(rows.iter().filter_map(|sandbox| sandbox.spec.source.digest()).map(str::to_owned));
     }
-    let rows = Store::open(&path)?.load()?;
-    Ok(rows.iter().filter_map(|sandbox| sandbox.spec.source.digest()).map(str::to_owned).collect())
+    Ok(needed)
 }
 
 /// Ends whatever instances of `run` left behind whose process was killed. What cannot be swept now stays for whoever

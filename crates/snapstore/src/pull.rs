@@ -131,8 +131,9 @@ struct Pulling<'a> {
 }
 
 /// A chunk to fetch.
-struct Wanted<'a> {
-    file: &'a StoredFile,
+struct Wanted {
+    /// Of which file.
+    file: usize,
     target: Arc<std::fs::File>,
     index: usize,
 }
@@ -165,10 +166,10 @@ impl<'a> Pulling<'a> {
         }
         let notes = Arc::new(Mutex::new(self.prepare()?));
         let mut wanted = Vec::new();
-        for file in &self.manifest.files {
+        for (at, file) in self.manifest.files.iter().enumerate() {
             let target = Arc::new(self.open_target(file)?);
             for index in self.missing(file, &target, &notes).await? {
-                wanted.push(Wanted { file, target: target.clone(), index });
+                wanted.push(Wanted { file: at, target: target.clone(), index });
             }
         }
         self.check_room(&wanted)?;
@@ -289,8 +290,9 @@ impl<'a> Pulling<'a> {
         Ok(missing)
     }
 
-    fn check_room(&self, wanted: &[Wanted<'_>]) -> Result<()> {
-        let needed: u64 = wanted.iter().map(|wanted| wanted.file.extent(wanted.index).1).sum();
+    fn check_room(&self, wanted: &[Wanted]) -> Result<()> {
+        let needed: u64 =
+            wanted.iter().map(|wanted| self.manifest.files[wanted.file].extent(wanted.index).1).sum();
         let status = rustix::fs::statvfs(&self.partial).map_err(Error::io("look at the disk"))?;
         let (needed_bytes, free_bytes) =
             (needed + SPARE_BYTES, status.f_bavail.saturating_mul(status.f_frsize));
@@ -300,8 +302,9 @@ impl<'a> Pulling<'a> {
         Ok(())
     }
 
-    async fn fetch(&self, wanted: Wanted<'_>, notes: Arc<Mutex<Notes>>) -> Result<()> {
+    async fn fetch(&self, wanted: Wanted, notes: Arc<Mutex<Notes>>) -> Result<()> {
         let Wanted { file, target, index } = wanted;
+        let file = &self.manifest.files[file];
         let (start, length) = file.extent(index);
         let content = self.content(file, index).await?;
         let unvouched = matches!(file.chunks[index], Chunk::Unknown { .. });

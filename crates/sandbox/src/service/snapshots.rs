@@ -205,7 +205,11 @@ async fn capture(
 impl Shared {
     /// There is no snapshot of this name here.
     pub(crate) fn no_snapshot(&self, name: &SnapshotName) -> Error {
-        Error::new(Kind::NotFound, format!("there is no snapshot {name}"))
+        let remedy = match self.transfers.has_store() {
+            true => format!("; `sandhaus snapshot pull {name}` fetches it if the store has it"),
+            false => String::new(),
+        };
+        Error::new(Kind::NotFound, format!("there is no snapshot {name} on this server{remedy}"))
     }
 
     /// Removes what of snapshots nobody needs any more.
@@ -246,7 +250,7 @@ impl Shared {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -36,8 +36,8 @@ fn get(loaded: &Loaded, name: &str) -> Result<ExitCode> {
         );
         return Err(Advice::new(format!("there is no key {name:?}"), meant).into());
     };
-    let value = match &loaded.config.api_key {
-        secret if key.is_secret() => secret.as_ref().map_or("", |secret| secret.reveal()).to_owned(),
+    let value = match loaded.config.secret(key.name) {
+        secret if key.is_secret() => secret.map_or("", |secret| secret.reveal()).to_owned(),
         _ => match key.shown(&loaded.config) {
             Value::String(text) => text,
             other => other.to_string(),

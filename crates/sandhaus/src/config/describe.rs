@@ -55,6 +55,7 @@ fn kind_schema(kind: Kind) -> Value {
         }
         Kind::Path => json!({ "type": "string", "pattern": "^/" }),
         Kind::PathOrNothing => json!({ "type": "string", "pattern": "^(/.*)?$" }),
+        Kind::Text(_) => json!({ "type": "string" }),
         Kind::Choice(choices) => json!({ "enum": choices }),
         Kind::Number { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
         Kind::Cores => json!({ "type": "number", "minimum": 0 }),
@@ -114,6 +115,7 @@ fn in_words(kind: Kind) -> String {
         Kind::Listen => "`IP:PORT`, `localhost:PORT`, `:PORT`".to_owned(),
         Kind::Path => "absolute path".to_owned(),
         Kind::PathOrNothing => "absolute path or empty".to_owned(),
+        Kind::Text(words) => words.to_owned(),
         Kind::Choice(choices) => {
             choices.iter().map(|choice| format!("`{choice}`")).collect::<Vec<_>>().join(", ")
         }

@@ -11,7 +11,11 @@ use sandhaus_protocol::boot::ShellPreference;
 use sandhaus_sandbox::{NetworkPolicy, Seccomp, SecurityProfile};
 use serde_json::{Value, json};
 
-use super::{ApiKey, Config, parse_listen, value::Raw};
+use super::{
+    ApiKey, Config, parse_listen,
+    snapshots::{StoreSetting, parse_mode, parse_owner},
+    value::Raw,
+};
 use crate::{domain, values::Cores};
 
 /// Longest time to live in seconds that may be configured.
@@ -49,6 +53,8 @@ pub(crate) enum Kind {
     Path,
     /// An absolute path, or nothing.
     PathOrNothing,
+    /// Text, and what it must be in words.
+    Text(&'static str),
     /// One of these words; the first one is the default.
     Choice(&'static [&'static str]),
     /// A whole number.
@@ -590,6 +596,102 @@ pub(crate) const KEYS: &[Key] = &[
             Ok(())
         },
         show: |config| json!(config.cgroup.as_deref().unwrap_or(Path::new(""))),
+    },
+    Key {
+        name: "snapshots.store",
+        env: "SNAPSHOTS_STORE",
+        about: "Where snapshots are pushed to and pulled from. Empty: a bucket, if AWS_ENDPOINT_URL is set; of S3, AWS_DEFAULT_BUCKET or else daytona is the bucket that none names.",
+        kind: Kind::Text("`s3://BUCKET[/PREFIX]`, absolute path, `off`"),
+        ignored: None,
+        apply: |config, raw| {
+            config.snapshots.store = StoreSetting::parse(raw.words()?)?;
+            Ok(())
+        },
+        show: |config| json!(config.snapshots.store.shown()),
+    },
+    Key {
+        name: "snapshots.endpoint",
+        env: "SNAPSHOTS_ENDPOINT",
+        about: "Address of the S3-compatible service. Empty: AWS_ENDPOINT_URL, else Amazon's own.",
+        kind: Kind::Text("`https://HOST[:PORT]`"),
+        ignored: None,
+        apply: |config, raw| {
+            config.snapshots.endpoint = raw.endpoint()?;
+            Ok(())
+        },
+        show: |config| json!(config.snapshots.endpoint.as_deref().unwrap_or_default()),
+    },
+    Key {
+        name: "snapshots.region",
+        env: "SNAPSHOTS_REGION",
+        about: "Region of the bucket. Empty: AWS_REGION, AWS_DEFAULT_REGION, else us-east-1.",
+        kind: Kind::Text("region name"),
+        ignored: None,
+        apply: |config, raw| {
+            config.snapshots.region = raw.region()?;
+            Ok(())
+        },
+        show: |config| json!(config.snapshots.region.as_deref().unwrap_or_default()),
+    },
+    Key {
+        name: "snapshots.access_key_id",
+        env: "SNAPSHOTS_ACCESS_KEY_ID",
+        about: "Key to the bucket. With neither of the two set: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.",
+        kind: Kind::Secret,
+        ignored: None,
+        apply: |config, raw| {
+            config.snapshots.access_key_id = ApiKey::parse(raw.words()?)?;
+            Ok(())
+        },
+        show: |config| json!(config.snapshots.access_key_id.is_some()),
+    },
+    Key {
+        name: "snapshots.secret_access_key",
+        env: "SNAPSHOTS_SECRET_ACCESS_KEY",
+        about: "Goes with it.",
+        kind: Kind::Secret,
+        ignored: None,
+        apply: |config, raw| {
+            config.snapshots.secret_access_key = ApiKey::parse(raw.words()?)?;
+            Ok(())
+        },
+        show: |config| json!(config.snapshots.secret_access_key.is_some()),
+    },
+    Key {
+        name: "snapshots.plain_http",
+        env: "SNAPSHOTS_PLAIN_HTTP",
+        about: "Speak to the service without TLS if its address begins with http://. On this host that is always possible; elsewhere others could read snapshots on their way.",
+        kind: Kind::Truth,
+        ignored: None,
+        apply: |config, raw| {
+            config.snapshots.plain_http = raw.truth()?;
+            Ok(())
+        },
+        show: |config| json!(config.snapshots.plain_http),
+    },
+    Key {
+        name: "snapshots.owner",
+        env: "SNAPSHOTS_OWNER",
+        about: "Who owns the files of snapshots that are pulled. Empty: the server's user.",
+        kind: Kind::Text("`USER[:GROUP]`, names or numbers"),
+        ignored: None,
+        apply: |config, raw| {
+            config.snapshots.owner = parse_owner(raw.words()?)?;
+            Ok(())
+        },
+        show: |config| json!(config.snapshots.owner.as_deref().unwrap_or_default()),
+    },
+    Key {
+        name: "snapshots.mode",
+        env: "SNAPSHOTS_MODE",
+        about: "Permissions of files of snapshots that are pulled. Empty: as they were where they were pushed.",
+        kind: Kind::Text("octal digits in quotes such as `\"0640\"`"),
+        ignored: None,
+        apply: |config, raw| {
+            config.snapshots.mode = parse_mode(raw.words()?)?;
+            Ok(())
+        },
+        show: |config| json!(config.snapshots.mode.map_or(String::new(), |mode| format!("{mode:04o}"))),
     },
     Key {
         name: "db_path",

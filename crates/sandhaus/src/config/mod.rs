@@ -31,10 +31,12 @@ use crate::{advice::Advice, domain};
 mod describe;
 mod file;
 mod keys;
+mod snapshots;
 mod value;
 
 pub(crate) use describe::{guide_table, schema};
 pub(crate) use keys::{KEYS, Key, effective, find, nearest};
+pub(crate) use snapshots::SnapshotSettings;
 
 use value::Raw;
 
@@ -97,6 +99,8 @@ pub(crate) struct Config {
     pub(crate) dashboard_cookie: CookieTransport,
     /// The cgroup of version 2 that sandboxes go beneath.
     pub(crate) cgroup: Option<PathBuf>,
+    /// The snapshot store.
+    pub(crate) snapshots: SnapshotSettings,
 }
 
 impl Default for Config {
@@ -125,6 +129,19 @@ impl Default for Config {
             dashboard: true,
             dashboard_cookie: CookieTransport::Any,
             cgroup: None,
+            snapshots: SnapshotSettings::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The secret of this key, if it is set.
+    pub(crate) fn secret(&self, name: &str) -> Option<&ApiKey> {
+        match name {
+            "api_key" => self.api_key.as_ref(),
+            "snapshots.access_key_id" => self.snapshots.access_key_id.as_ref(),
+            "snapshots.secret_access_key" => self.snapshots.secret_access_key.as_ref(),
+            _ => None,
         }
     }
 }

@@ -113,6 +113,26 @@ impl<'a> Raw<'a> {
         }
     }
 
+    /// The address of an HTTP service, without anybody's keys in it; empty: none.
+    pub(super) fn endpoint(&self) -> Result<Option<String>, String> {
+        let text = self.words()?.trim();
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let sound = rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '?', '#', ' ']));
+        match text.is_empty() || sound {
+            true => Ok((!text.is_empty()).then(|| text.to_owned())),
+            false => Err("must be https://HOST[:PORT] or http://HOST[:PORT]".to_owned()),
+        }
+    }
+
+    /// The name of a region; empty: none.
+    pub(super) fn region(&self) -> Result<Option<String>, String> {
+        let text = self.words()?.trim();
+        match text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            true => Ok((!text.is_empty()).then(|| text.to_owned())),
+            false => Err("must be letters, digits and hyphens".to_owned()),
+        }
+    }
+
     /// Name of an image.
     pub(super) fn image(&self) -> Result<ImageName, String> {
         parse_image(self.words()?)
