@@ -34,6 +34,9 @@ const WORKERS: usize = 4;
 /// The workspace of the cases that show one.
 const WORKSPACE: &str = "swept";
 
+/// The snapshot of the cases that take one.
+const SNAPSHOT: &str = "swept";
+
 /// Configuration of the server that dies in a claim; the next one keeps no pool, so nothing of it may be left.
 const POOL: &str = "pool: {enabled: true, images: {host: 1}}\n";
 
@@ -67,6 +70,13 @@ impl Case {
         self.point.starts_with("pool.")
     }
 
+    /// The point lies in what is done with snapshots: other cases do without.
+    fn captures(&self) -> bool {
+        ["capture.", "capture_disk.", "snapshot_make.", "snapshot_remove.", "materialize."]
+            .iter()
+            .any(|area| self.point.starts_with(area))
+    }
+
     /// Workspaces with a quota have the most that could be left: a file system, a mount and a device.
     fn config(&self) -> Option<String> {
         self.shows_workspace().then(|| "workspace: {enabled: true, quota_mb: 16}\n".to_owned())
@@ -86,8 +96,20 @@ fn a_death_at_any_step_leaves_nothing_behind() {
     assert_eq!(listed.code, 0, "{}", listed.stderr);
     let points: Vec<String> = listed.stdout.lines().map(str::to_owned).collect();
     assert_eq!(points.iter().collect::<BTreeSet<_>>().len(), points.len(), "two points of one name");
-    for area in ["start.", "launcher.", "child.", "stop.", "destroy.", "workspace_make.", "workspace_remove."]
-    {
+    let areas = [
+        "start.",
+        "launcher.",
+        "child.",
+        "stop.",
+        "destroy.",
+        "workspace_make.",
+        "workspace_remove.",
+        "capture.",
+        "capture_disk.",
+        "snapshot_make.",
+        "snapshot_remove.",
+    ];
+    for area in areas {
         assert!(points.iter().any(|point| point.starts_with(area)), "no point in {area}");
     }
 
@@ -194,6 +216,9 @@ fn live(http: &Http, case: &Case) -> Result<(), String> {
     let created = step("POST", "/v1/sessions", asked)?;
     let route = format!("/v1/sessions/{}", created["id"].as_str().unwrap_or_default());
     step("POST", &format!("{route}/exec"), json!({"cmd": "echo kept > /workspace/kept; sleep 1000 & true"}))?;
+    if case.captures() {
+        snapshots(&step, &route, created["id"].as_str().unwrap_or_default())?;
+    }
     step("POST", &format!("{route}/pause"), json!({}))?;
     step("POST", &format!("{route}/resume"), json!({}))?;
     step("POST", &format!("{route}/stop"), json!({}))?;
@@ -207,6 +232,36 @@ fn live(http: &Http, case: &Case) -> Result<(), String> {
     let route = format!("/v1/sessions/{}", created["id"].as_str().unwrap_or_default());
     step("DELETE", &route, json!({}))?;
     Ok(())
+}
+
+/// A snapshot is taken and a session made of it, a copy is made, and all of them go.
+fn snapshots(
+    step: &dyn Fn(&str, &str, Value) -> Result<Value, String>,
+    route: &str,
+    id: &str,
+) -> Result<(), String> {
+    step("POST", "/v1/snapshots", json!({"session": id, "name": SNAPSHOT}))?;
+    let made = step("POST", "/v1/sessions", json!({"snapshot": SNAPSHOT}))?;
+    let copy = step("POST", &format!("{route}/fork"), json!({}))?;
+    for session in [made, copy] {
+        let route = format!("/v1/sessions/{}", session["id"].as_str().unwrap_or_default());
+        step("POST", &format!("{route}/exec"), json!({"cmd": "grep kept /workspace/kept"}))?;
+        step("DELETE", &route, json!({}))?;
+    }
+    step("DELETE", &format!("/v1/snapshots/{SNAPSHOT}"), json!({}))?;
+    Ok(())
+}
+
+/// A snapshot that has a name is whole: what is made of it has what was there; then it goes.
+fn snapshots_are_whole_or_gone(http: &Http, case: &Case) {
+    let listed: Value = http.get("/v1/snapshots").expect(200).json();
+    for snapshot in listed["snapshots"].as_array().expect("a list") {
+        assert_eq!(snapshot["name"], SNAPSHOT, "{case:?}");
+        let session = Session::create(http, &json!({"snapshot": SNAPSHOT}));
+        assert_eq!(session.output("cat /workspace/kept"), "kept", "{case:?}");
+        session.delete();
+        http.delete(&format!("/v1/snapshots/{SNAPSHOT}")).expect(200);
+    }
 }
 
 /// A workspace that has a name can be used; then it goes.
@@ -258,6 +313,7 @@ fn settle_again(dir: &DataDir, case: &Case) {
     if case.shows_workspace() {
         workspaces_are_whole_or_gone(&http, case);
     }
+    snapshots_are_whole_or_gone(&http, case);
     settles(&format!("{case:?}: an end of all remains"), || dir.objects().is_empty());
     // And the next one is made as ever.
     let next = Session::create(&http, &json!({}));
@@ -271,5 +327,8 @@ fn settle_again(dir: &DataDir, case: &Case) {
     }
     let left = dir.objects();
     assert!(left.is_empty(), "{case:?}: after the end: {left:#?}\n{log}");
+    let snapshots = fs_err::read_dir(dir.path().join("snapshots"));
+    let snapshots = snapshots.map_or(0, Iterator::count);
+    assert_eq!(snapshots, 0, "{case:?}: snapshots that nobody can name\n{log}");
     assert_eq!(dir.network(), BTreeSet::new(), "{case:?}: after the end");
 }

@@ -91,6 +91,9 @@ pub(super) fn check(spec: &MachineSpec) -> EngineResult<()> {
     if name.is_empty() || name.len() > HOSTNAME_BYTES_MAX || !name.bytes().all(plain) {
         return invalid("the host name must have 1 to 64 letters, digits, dots and dashes".to_owned());
     }
+    if spec.tree.disk.is_some() {
+        return invalid("the image is a disk of a virtual machine: it needs another engine".to_owned());
+    }
     if spec.tree.layers.is_empty() || spec.tree.layers.len() > LAYERS_MAX {
         return invalid(format!("an image must have 1 to {LAYERS_MAX} layers"));
     }

@@ -100,7 +100,7 @@ pub(super) fn layers(snapshot: &Path) -> EngineResult<Vec<PathBuf>> {
 
 /// Gives a fresh disk the workspace that a snapshot has.
 pub(super) fn fill_workspace(disk: &OwnedFd, base: u32, snapshot: &Path) -> io::Result<()> {
-    let source = open_directory(rustix::fs::CWD, &snapshot.join(WORKSPACE))?;
+    let source = open_directory(rustix::fs::CWD, snapshot.join(WORKSPACE))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     let target = sys::open_beneath(disk.as_fd(), Path::new(WORKSPACE), flags)?;
     layer_copy::copy_tree(&source, &target, Owners::Into(base))

@@ -1,6 +1,9 @@
 //! Disks are captured, and machines begin with what was: the same to look at, and nobody's business but their own.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::support::{Host, config, sh};
 use sandhaus_engines::namespace::NamespaceEngine;
@@ -35,9 +38,9 @@ async fn capture(host: &Host, id: &SandboxId, name: &str) -> PathBuf {
     into
 }
 
-fn from(host: &Host, snapshot: &PathBuf) -> MachineSpec {
+fn from(host: &Host, snapshot: &Path) -> MachineSpec {
     let mut spec = host.spec(SecurityProfile::Container);
-    spec.snapshot = Some(snapshot.clone());
+    spec.snapshot = Some(snapshot.to_owned());
     spec.hostname = "another".to_owned();
     spec
 }

@@ -65,7 +65,7 @@ async fn a_snapshot_is_what_its_sandbox_was() {
     assert!(snapshot.size_bytes > 0 && snapshot.image.is_some());
     let (there, aside) = on_disk(&house);
     assert_eq!((there.len(), aside.len()), (1, 0));
-    assert_eq!(service.snapshots().await.expect("listed"), [snapshot.clone()]);
+    assert_eq!(service.snapshots().await.expect("listed"), std::slice::from_ref(&snapshot));
     assert_eq!(service.snapshot(&name("warm")).await.expect("there"), snapshot);
 
     // The original goes on, and what it does is its own.
@@ -192,7 +192,7 @@ async fn a_name_means_one_snapshot() {
     assert_eq!(service.snapshot(&name("it")).await.expect("there").id, first.id);
     drop(held);
     let second = making.await.expect("joined").expect("taken");
-    assert_eq!(service.snapshots().await.expect("listed"), [second.clone()]);
+    assert_eq!(service.snapshots().await.expect("listed"), std::slice::from_ref(&second));
     collected(&service).await;
     assert_eq!(on_disk(&house).0.len(), 1, "what was replaced goes");
     let copy = service.create(from("it")).await.expect("created").sandbox.id;
