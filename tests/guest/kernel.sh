@@ -59,6 +59,8 @@ chmod 755 initramfs/init
 cp "package/boot/vmlinuz-$release" vmlinuz
 echo "$release" >release
 mv initramfs/modules modules
-rm -rf package initramfs ./*.deb
+# Whole, for those who build images.
+mv ./*.deb linux-image.deb
+rm -rf package initramfs
 rm -rf "$folder"
 mv "$work" "$folder"

@@ -10,21 +10,11 @@ binary=$2
 image=$3
 PATH="$PATH:/usr/sbin:/sbin"
 
-# Unpacked only: nothing of theirs is set up, what the guest needs is written below.
-packages=(systemd-sysv bash coreutils util-linux mount e2fsprogs iproute2 libc-bin grep sed findutils base-files)
-packages+=(podman crun conmon)
 unwanted=('./usr/share/doc/*' './usr/share/man/*' './usr/share/locale/*' './usr/lib/cni/*' './dev/*')
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-if [[ ! -e $cache/tree.tar ]]; then
-    mkdir -p "$cache"
-    mmdebstrap --quiet --mode=root --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
-        --include="$(IFS=,; echo "${packages[*]}")" bookworm "$work/tree.tar"
-    # Under its name only once it is whole.
-    mv "$work/tree.tar" "$cache/tree.tar.part"
-    mv "$cache/tree.tar.part" "$cache/tree.tar"
-fi
+"$here/tree.sh" "$cache"
 
 root=$work/root
 mkdir "$root"

@@ -9,6 +9,7 @@
 //! - [`network`]: a host and an internet of a test's own;
 //! - [`process`]: waiting for processes by file descriptor, never by time;
 //! - [`tree`]: root file systems for images;
+//! - [`vm`]: images of virtual machines, built once for all tests;
 //! - [`registry`]: a real registry, images for it, and a proxy before it that counts and does harm;
 //! - [`archive`]: archives written by hand;
 //! - [`probe`]: programs that attack from inside, built from `probes/`.
@@ -26,6 +27,7 @@ pub mod registry;
 pub mod server;
 pub mod session;
 pub mod tree;
+pub mod vm;
 
 use std::{io::Write as _, path::PathBuf, time::Duration};
 
