@@ -4,6 +4,11 @@
 //! A stock Debian kernel boots under QEMU with a root file system made here, emulated throughout, so that it needs no
 //! hardware. The checks inside are `tests/guest/checks.sh` and `tests/guest/service-checks.sh`; this file builds the
 //! guests, boots them, and reads their serial consoles.
+//!
+//! [`agent`] has the agent in machines of its own, with the same kernel.
+
+#[path = "guest/agent.rs"]
+mod agent;
 
 use std::{
     collections::BTreeMap,
