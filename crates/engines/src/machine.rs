@@ -70,11 +70,16 @@ pub(crate) struct Machines {
 
 impl Machines {
     /// Opens `machines/` of a directory of the engine's and notes what earlier servers left there and in the cgroups.
-    pub(crate) fn open(data_dir: &Path, cgroups: &Cgroups) -> EngineResult<Self> {
+    /// Ends are told to `exits`.
+    pub(crate) fn open(
+        data_dir: &Path,
+        cgroups: &Cgroups,
+        exits: watch::Sender<ExitLog>,
+    ) -> EngineResult<Self> {
         let path = data_dir.join("machines");
         crate::namespace::disk::make_private(&path)
             .map_err(|error| EngineError::host("open machines", error))?;
-        let machines = Self { path, known: Mutex::default(), exits: watch::Sender::default() };
+        let machines = Self { path, known: Mutex::default(), exits };
         for name in machines.found(cgroups)? {
             machines.note(&name);
         }

@@ -270,7 +270,7 @@ impl Inner {
         launcher_client::await_orphan(&stage)?;
         let agent = admission::install_agent(&config)?;
         let cgroups = Arc::new(Cgroups::open(&config.instance, config.cgroup.as_deref(), &config.data_dir)?);
-        let machines = Arc::new(Machines::open(&config.data_dir, &cgroups)?);
+        let machines = Arc::new(Machines::open(&config.data_dir, &cgroups, watch::Sender::default())?);
         let disks = Disks::open(&config.data_dir)?;
         let known =
             machines.all().into_iter().filter_map(|name| network::attachment(&machines.directory(&name)));

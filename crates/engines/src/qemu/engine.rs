@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -53,6 +53,10 @@ const LOOK_MAX: Duration = Duration::from_secs(10);
 /// The engine's folder in a data directory.
 const FOLDER: &str = "vm";
 
+/// What it has in there once there was a machine.
+const DISKS: &str = "disks";
+const MACHINES: &str = "machines";
+
 /// What is to be undone on the host when the last bridged machine is gone.
 const FORWARDING: &str = "machines/.forwarding";
 
@@ -62,13 +66,16 @@ pub(super) type Process = Arc<AsyncFd<OwnedFd>>;
 /// Runs virtual machines.
 #[derive(Debug)]
 pub struct QemuEngine {
-    inner: Arc<Inner>,
+    config: QemuConfig,
+    capabilities: Capabilities,
+    exits: watch::Sender<ExitLog>,
+    /// Opened by the first who needs it: a server without virtual machines, or a `run` without one, makes nothing for them.
+    inner: Arc<OnceCell<Arc<Inner>>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) config: QemuConfig,
-    capabilities: Capabilities,
     probe: Probe,
     knowledge: OnceCell<Knowledge>,
     pub(super) networks: Networks,
@@ -80,20 +87,58 @@ pub(super) struct Inner {
 }
 
 impl QemuEngine {
-    /// Opens the engine. The instance's lock must be held by this process. Nothing is tried out yet but QEMU's version.
+    /// The engine of an instance, whose lock must be held by this process. Nothing is tried out but QEMU's version, and that
+    /// only where it is not known yet.
     pub async fn open(config: QemuConfig) -> EngineResult<Self> {
-        let inner = tokio::task::spawn_blocking(move || Inner::open(config))
+        let probe = Probe::new(&config.binary, &config.probe_dir, config.accelerator);
+        let version = tokio::task::spawn_blocking(move || probe.version())
             .await
-            .map_err(|error| EngineError::host("open engine", error))??;
-        Ok(Self { inner: Arc::new(inner) })
+            .map_err(|error| EngineError::host("open engine", error))?;
+        let memory_snapshot = match version {
+            Ok(version) if version < MEMORY_SNAPSHOT_VERSION => {
+                tracing::info!(%version, "this QEMU is too old for memory snapshots");
+                false
+            }
+            Ok(_) => true,
+            Err(error) => {
+                // What earlier servers left can be seen and ended all the same.
+                let source = std::error::Error::source(&error);
+                tracing::warn!(%error, ?source, "virtual machines cannot be started");
+                false
+            }
+        };
+        Ok(Self {
+            config,
+            capabilities: capabilities(memory_snapshot),
+            exits: watch::Sender::default(),
+            inner: Arc::default(),
+        })
+    }
+
+    /// Whether an instance has, or had, virtual machines.
+    pub fn is_in_use(data_dir: &Path) -> bool {
+        [DISKS, MACHINES].iter().any(|name| data_dir.join(FOLDER).join(name).exists())
+    }
+
+    fn opening(&self) -> impl Future<Output = EngineResult<Arc<Inner>>> + use<> {
+        let (inner, config, exits) = (Arc::clone(&self.inner), self.config.clone(), self.exits.clone());
+        async move {
+            let open = async || {
+                tokio::task::spawn_blocking(move || Inner::open(config, exits).map(Arc::new))
+                    .await
+                    .map_err(|error| EngineError::host("open engine", error))?
+            };
+            inner.get_or_try_init(open).await.cloned()
+        }
     }
 
     /// Runs `work` to its end, whether or not anybody waits for it.
     fn detached<T: Send + 'static>(
         &self,
-        work: impl FnOnce(Arc<Inner>) -> BoxFuture<'static, EngineResult<T>>,
+        work: impl FnOnce(Arc<Inner>) -> BoxFuture<'static, EngineResult<T>> + Send + 'static,
     ) -> Res<'static, T> {
-        let work = tokio::spawn(work(Arc::clone(&self.inner)));
+        let opening = self.opening();
+        let work = tokio::spawn(async move { work(opening.await?).await });
         Box::pin(async move { work.await.map_err(|error| EngineError::host("finish engine call", error))? })
     }
 
@@ -108,10 +153,13 @@ impl QemuEngine {
 
 impl Engine for QemuEngine {
     fn capabilities(&self) -> &Capabilities {
-        &self.inner.capabilities
+        &self.capabilities
     }
 
     fn survey(&self) -> Res<'_, Vec<Observed>> {
+        if self.inner.get().is_none() && !Self::is_in_use(&self.config.data_dir) {
+            return Box::pin(async { Ok(Vec::new()) });
+        }
         self.detached(|inner| {
             Box::pin(async move {
                 let mut ids = inner.block(|inner| inner.disks.list()).await?;
@@ -126,7 +174,7 @@ impl Engine for QemuEngine {
     }
 
     fn watch(&self) -> watch::Receiver<ExitLog> {
-        self.inner.machines.watch()
+        self.exits.subscribe()
     }
 
     fn observe<'a>(&'a self, id: &'a SandboxId) -> Res<'a, Option<Observed>> {
@@ -224,17 +272,24 @@ impl Engine for QemuEngine {
     fn dial<'a>(&'a self, id: &'a SandboxId, port: GuestPort) -> Res<'a, GuestStream> {
         let id = id.clone();
         Box::pin(async move {
-            let (name, process) = self.inner.running(&id).await?;
+            let inner = match self.inner.get() {
+                Some(inner) => Arc::clone(inner),
+                None => self.opening().await?,
+            };
+            let (name, process) = inner.running(&id).await?;
             match port {
                 GuestPort::Agent => dial::agent(process.get_ref()).await,
                 GuestPort::Tcp(port) => dial::tcp(process.get_ref(), port).await,
-                GuestPort::Display => self.inner.channel(&name).dial_display().await,
-                GuestPort::Console => self.inner.channel(&name).dial_console().await,
+                GuestPort::Display => inner.channel(&name).dial_display().await,
+                GuestPort::Console => inner.channel(&name).dial_console().await,
             }
         })
     }
 
     fn shutdown(&self) -> Res<'_, ()> {
+        if self.inner.get().is_none() {
+            return Box::pin(async { Ok(()) });
+        }
         self.detached(|inner| {
             Box::pin(async move {
                 inner.channels.lock().expect("no holder panics").clear();
@@ -261,7 +316,7 @@ pub(super) fn run_state(status: &Status) -> RunState {
 }
 
 impl Inner {
-    fn open(config: QemuConfig) -> EngineResult<Self> {
+    fn open(config: QemuConfig, exits: watch::Sender<ExitLog>) -> EngineResult<Self> {
         let own_id = config
             .instance
             .get(1..)
@@ -271,13 +326,8 @@ impl Inner {
         crate::namespace::disk::make_private(&directory)
             .map_err(|error| EngineError::host("make directory of virtual machines", error))?;
         let probe = Probe::new(&config.binary, &config.probe_dir, config.accelerator);
-        let version = probe.version()?;
-        let memory_snapshot = version >= MEMORY_SNAPSHOT_VERSION;
-        if !memory_snapshot {
-            tracing::info!(%version, "this QEMU is too old for memory snapshots");
-        }
         let cgroups = Arc::new(Cgroups::open(&own_id, config.cgroup.as_deref(), &directory)?);
-        let machines = Arc::new(Machines::open(&directory, &cgroups)?);
+        let machines = Arc::new(Machines::open(&directory, &cgroups, exits)?);
         let disks = Arc::new(Disks::open(&config.data_dir)?);
         let directories: Vec<_> = machines.all().iter().map(|name| machines.directory(name)).collect();
         let networks = Networks::open_for_guests(
@@ -287,7 +337,6 @@ impl Inner {
             directories,
         )?;
         Ok(Self {
-            capabilities: capabilities(memory_snapshot),
             probe,
             knowledge: OnceCell::new(),
             networks,

@@ -3,7 +3,7 @@
 //! ```text
 //!   execute ──▶ one line of JSON ──▶ socket ──▶ QEMU
 //!                                      │
-//!   answer ◀── by id ◀── reading task ◀┘ ──▶ events, to whoever listens
+//!   answer ◀── by id ◀── reading task ◀┘ ──▶ events: what matters of them goes to the log
 //! ```
 //!
 //! QEMU serves one client per socket, so a machine has one connection, held by the engine and shared by its users. Dropping
@@ -13,7 +13,6 @@ use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd, BorrowedFd},
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +28,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{broadcast, oneshot},
+    sync::oneshot,
     task::JoinHandle,
 };
 
@@ -38,9 +37,6 @@ const LINE_BYTES_MAX: usize = 4 << 20;
 
 /// How long QEMU may take for a command that does not say otherwise.
 const COMMAND_MAX: Duration = Duration::from_secs(20);
-
-/// Events that a listener may be behind before it misses some.
-const EVENTS_KEPT: usize = 256;
 
 /// Pause between two looks at what QEMU has no event for, at first and at most.
 const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(1);
@@ -87,25 +83,8 @@ pub(super) enum QmpError {
     },
 }
 
-impl QmpError {
-    /// The command is one that this QEMU does not know.
-    pub(super) fn is_unknown_command(&self) -> bool {
-        matches!(self, Self::Refused { class, .. } if class == "CommandNotFound")
-    }
-}
-
 /// Result of a command.
 pub(super) type QmpResult<T> = Result<T, QmpError>;
-
-/// Something that happened.
-#[derive(Debug, Clone, Deserialize)]
-pub(super) struct Event {
-    /// Its name, in QEMU's capitals.
-    pub(super) event: String,
-    /// What goes with it.
-    #[serde(default)]
-    pub(super) data: Value,
-}
 
 /// A connection to one QEMU.
 #[derive(Debug)]
@@ -120,7 +99,6 @@ pub(super) struct Qmp {
 struct Shared {
     /// Who waits for which answer; `None` once the connection is gone.
     waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>,
-    events: broadcast::Sender<Event>,
 }
 
 type Answer = Result<Value, Refusal>;
@@ -173,19 +151,7 @@ pub(super) struct Job {
 }
 
 impl Qmp {
-    /// Connects and agrees on capabilities, within `limit`.
-    pub(super) async fn connect(path: &Path, limit: Duration) -> QmpResult<Self> {
-        let connected = async {
-            let stream = UnixStream::connect(path).await.map_err(QmpError::Connection)?;
-            Self::begin(stream).await
-        };
-        match tokio::time::timeout(limit, connected).await {
-            Ok(connected) => connected,
-            Err(_) => Err(QmpError::Timeout { command: "the greeting".to_owned() }),
-        }
-    }
-
-    /// The same on a stream that is connected.
+    /// Takes a stream that is connected and agrees on capabilities.
     pub(super) async fn begin(stream: UnixStream) -> QmpResult<Self> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
@@ -197,10 +163,7 @@ impl Qmp {
         }
         serde_json::from_slice::<Greeting>(&greeting)
             .map_err(|source| QmpError::Protocol { command: "the greeting".to_owned(), source })?;
-        let shared = Arc::new(Shared {
-            waiting: Mutex::new(Some(HashMap::new())),
-            events: broadcast::channel(EVENTS_KEPT).0,
-        });
+        let shared = Arc::new(Shared { waiting: Mutex::new(Some(HashMap::new())) });
         let reading = tokio::spawn(read_all(reader, Arc::clone(&shared)));
         let qmp = Self { shared, writer: tokio::sync::Mutex::new(writer), next: AtomicU64::new(1), reading };
         qmp.execute("qmp_capabilities", json!({})).await?;
@@ -210,11 +173,6 @@ impl Qmp {
     /// Whether the other end is still there, as far as is known.
     pub(super) fn is_open(&self) -> bool {
         self.shared.waiting.lock().expect("no holder panics").is_some()
-    }
-
-    /// What happens from now on.
-    pub(super) fn events(&self) -> broadcast::Receiver<Event> {
-        self.shared.events.subscribe()
     }
 
     /// Has a command carried out.
@@ -283,34 +241,6 @@ impl Qmp {
         match tokio::time::timeout(limit, exchange).await {
             Ok(answered) => answered,
             Err(_) => Err(QmpError::Timeout { command: command.to_owned() }),
-        }
-    }
-
-    /// Waits for the first event of `events` that `wanted` takes, within `limit`.
-    pub(super) async fn wait_for(
-        &self,
-        events: &mut broadcast::Receiver<Event>,
-        limit: Duration,
-        what: &str,
-        wanted: impl Fn(&Event) -> bool,
-    ) -> QmpResult<Event> {
-        let wait = async {
-            loop {
-                match events.recv().await {
-                    Ok(event) if wanted(&event) => return Ok(event),
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => {
-                        return Err(QmpError::Connection(io::ErrorKind::UnexpectedEof.into()));
-                    }
-                }
-                if !self.is_open() {
-                    return Err(QmpError::Connection(io::ErrorKind::UnexpectedEof.into()));
-                }
-            }
-        };
-        match tokio::time::timeout(limit, wait).await {
-            Ok(found) => found,
-            Err(_) => Err(QmpError::Timeout { command: what.to_owned() }),
         }
     }
 
@@ -563,6 +493,7 @@ impl Drop for Whole<'_> {
 
 /// The reading task's life.
 async fn read_all(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
+    let mut disk_failed = false;
     let end = loop {
         let line = match read_line(&mut reader).await {
             Ok(line) => line,
@@ -573,9 +504,11 @@ async fn read_all(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
             Err(error) => break error.to_string(),
         };
         if let Some(event) = line.event {
+            if event == DISK_ERROR && !std::mem::replace(&mut disk_failed, true) {
+                // The guest is told as of a bad disk; most often it is the host that is full.
+                tracing::warn!(data = %line.data, "a virtual machine cannot use its disk");
+            }
             tracing::trace!(event, data = %line.data, "qemu says");
-            // Nobody may listen.
-            let _ = shared.events.send(Event { event, data: line.data });
             continue;
         }
         let answer = match (line.error, line.value) {
@@ -593,11 +526,10 @@ async fn read_all(mut reader: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
     tracing::trace!(end, "qemu's monitor is closed");
     // Those who wait see their senders dropped.
     shared.waiting.lock().expect("no holder panics").take();
-    let _ = shared.events.send(Event { event: CLOSED.to_owned(), data: Value::Null });
 }
 
-/// The event that is not QEMU's own: the connection is gone.
-const CLOSED: &str = "CLOSED";
+/// The event that tells of a disk that could not be read or written. It may come as often as the guest tries.
+const DISK_ERROR: &str = "BLOCK_IO_ERROR";
 
 /// Reads a line of bounded length.
 async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<u8>> {
@@ -653,4 +585,133 @@ fn send(stream: &UnixStream, line: &[u8], descriptor: Option<BorrowedFd<'_>>) ->
     }
     let lines = [io::IoSlice::new(line)];
     Ok(rustix::net::sendmsg(stream, &lines, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
+
+    /// The other end, as a QEMU is: it greets, agrees, and then says what the test has it say.
+    struct Fake(UnixStream);
+
+    impl Fake {
+        async fn connected() -> (Qmp, Self) {
+            let (ours, theirs) = UnixStream::pair().expect("a pair");
+            let mut fake = Self(theirs);
+            let (qmp, ()) = tokio::join!(Qmp::begin(ours), async {
+                fake.say(GREETING).await;
+                assert_eq!(fake.hear().await["execute"], "qmp_capabilities");
+                fake.say("{\"return\": {}, \"id\": 1}\n").await;
+            });
+            (qmp.expect("agreed"), fake)
+        }
+
+        async fn say(&mut self, text: &str) {
+            self.0.write_all(text.as_bytes()).await.expect("heard");
+        }
+
+        async fn hear(&mut self) -> Value {
+            let mut line = Vec::new();
+            while line.last() != Some(&b'\n') {
+                line.push(self.0.read_u8().await.expect("said"));
+            }
+            serde_json::from_slice(&line).expect("JSON")
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_find_who_asked_in_any_order_and_between_events() {
+        let (qmp, mut fake) = Fake::connected().await;
+        let (first, second, ()) =
+            tokio::join!(qmp.execute("a", json!({})), qmp.execute("b", json!({})), async {
+                let (one, two) = (fake.hear().await, fake.hear().await);
+                fake.say(&format!("{{\"return\": 2, \"id\": {}}}\n", two["id"])).await;
+                fake.say("{\"event\": \"STOP\", \"timestamp\": {}}\n").await;
+                let refusal = "{\"class\": \"GenericError\", \"desc\": \"no\"}";
+                fake.say(&format!("{{\"error\": {refusal}, \"id\": {}}}\n", one["id"])).await;
+            });
+        assert_eq!(second.expect("answered"), json!(2));
+        let refused = first.expect_err("refused").to_string();
+        assert_eq!(refused, "QEMU refused a: no");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_when_the_connection_ends_is_told() {
+        let (qmp, mut fake) = Fake::connected().await;
+        let (asked, ()) = tokio::join!(qmp.execute("a", json!({})), async {
+            fake.hear().await;
+            drop(fake);
+        });
+        assert!(matches!(asked, Err(QmpError::Connection(_))), "{asked:?}");
+        assert!(!qmp.is_open());
+        assert!(matches!(qmp.execute("b", json!({})).await, Err(QmpError::Connection(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_comes_too_late_is_nobodys() {
+        let (qmp, mut fake) = Fake::connected().await;
+        let late = qmp.execute_within(Duration::from_millis(5), "a", json!({})).await;
+        assert!(matches!(late, Err(QmpError::Timeout { .. })), "{late:?}");
+        let first = fake.hear().await;
+        let (answered, ()) = tokio::join!(qmp.execute("b", json!({})), async {
+            let second = fake.hear().await;
+            fake.say(&format!("{{\"return\": 1, \"id\": {}}}\n", first["id"])).await;
+            fake.say(&format!("{{\"return\": 2, \"id\": {}}}\n", second["id"])).await;
+        });
+        assert_eq!(answered.expect("answered"), json!(2));
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_ends_the_connection() {
+        let (qmp, mut fake) = Fake::connected().await;
+        let piece = vec![b' '; 1 << 20];
+        let endless = async {
+            while fake.0.write_all(&piece).await.is_ok() {}
+            // Nobody takes it any more.
+            std::future::pending::<()>().await;
+        };
+        let asked = tokio::select! {
+            asked = qmp.execute("a", json!({})) => asked,
+            () = endless => unreachable!("it has no end"),
+        };
+        assert!(matches!(asked, Err(QmpError::Connection(_))), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_goes_with_its_command() {
+        let (qmp, fake) = Fake::connected().await;
+        let file = tempfile::tempfile().expect("a file");
+        let (added, ()) = tokio::join!(qmp.add_fd(7, &file), async {
+            fake.0.readable().await.expect("something comes");
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut bytes = [0; 4096];
+            let mut parts = [io::IoSliceMut::new(&mut bytes)];
+            let received = rustix::net::recvmsg(&fake.0, &mut parts, &mut control, RecvFlags::empty())
+                .expect("received");
+            let line: Value = serde_json::from_slice(&bytes[..received.bytes]).expect("JSON");
+            assert_eq!((&line["execute"], &line["arguments"]["fdset-id"]), (&json!("add-fd"), &json!(7)));
+            let descriptors: Vec<OwnedFd> = control
+                .drain()
+                .flat_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(rights) => rights.collect::<Vec<_>>(),
+                    _ => Vec::new(),
+                })
+                .collect();
+            let [copy] = &descriptors[..] else { panic!("one descriptor: {descriptors:?}") };
+            let inode = |descriptor| rustix::fs::fstat(descriptor).expect("open").st_ino;
+            assert_eq!(inode(copy.as_fd()), inode(file.as_fd()));
+            let answer = format!("{{\"return\": {{}}, \"id\": {}}}\n", line["id"]);
+            fake.0.writable().await.expect("it listens");
+            fake.0.try_write(answer.as_bytes()).expect("said");
+        });
+        added.expect("added");
+    }
 }

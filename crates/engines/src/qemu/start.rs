@@ -338,7 +338,7 @@ impl Inner {
         let limits = limits(hardware, &spec.resources);
         let text = name.to_string();
         let cgroups = pass(StartStep::Cgroups, || self.cgroups.make(&text, &limits))?;
-        let Guest { namespace, tap } =
+        let Guest { namespace, tap, .. } =
             pass(StartStep::Network, || self.networks.guest(&text, &spec.network, &directory))?;
         let mapped = image.and_then(Image::memory);
         let ram = match mapped {
