@@ -38,8 +38,8 @@ mod tree;
 mod values;
 
 use background::Side;
-use cli::{Cli, Command, ConfigArguments, ConfigCommand, LogFormat, ServeArguments};
-use commands::run::Quiet;
+use cli::{Cli, Command, ConfigArguments, ConfigCommand, LogFormat, SandboxesArguments, ServeArguments};
+use commands::{change::Change, run::Quiet};
 use config::Loaded;
 use spelling::CalledAs;
 
@@ -186,6 +186,15 @@ async fn dispatch(
     match &cli.command {
         Command::Run(arguments) => commands::run::run(arguments, config, quiet).await,
         Command::Serve(_) => commands::serve::serve(config, loaded.file.as_deref(), background).await,
+        Command::Create(arguments) => commands::create::create(arguments, config, quiet).await,
+        Command::Fork(arguments) => commands::create::fork(arguments, config, quiet).await,
+        Command::Start(arguments) => change(arguments, config, Change::Start).await,
+        Command::Pause(arguments) => change(arguments, config, Change::Pause).await,
+        Command::Resume(arguments) => change(arguments, config, Change::Resume).await,
+        Command::Suspend(arguments) => change(arguments, config, Change::Suspend).await,
+        Command::Console(arguments) => commands::console::console(arguments, config, quiet).await,
+        Command::Screenshot(arguments) => commands::screenshot::screenshot(arguments, config, quiet).await,
+        Command::Snapshot(arguments) => commands::snapshot::snapshot(arguments, config, quiet).await,
         Command::Ps(arguments) => commands::ps::ps(arguments, config, called_as).await,
         Command::Exec(arguments) => commands::exec::exec(arguments, config).await,
         Command::Cp(arguments) => commands::cp::cp(arguments, config, quiet).await,
@@ -206,6 +215,10 @@ async fn dispatch(
             unreachable!("handled before the runtime was made")
         }
     }
+}
+
+async fn change(arguments: &SandboxesArguments, config: &config::Config, change: Change) -> Result<ExitCode> {
+    commands::change::each(&arguments.server, &arguments.sandboxes, config, change).await
 }
 
 /// Flags over environment over file over defaults.

@@ -328,7 +328,10 @@ fn disk_facts(disk: &Manifest, table: &mut Table) {
         table.row(["kernel", &format!("{release} ({})", kernel.origin)]);
     }
     if let Some(initramfs) = &disk.initramfs {
-        table.row(["initramfs", &format!("{} {}", shortened(&initramfs.digest), human_bytes(initramfs.size_bytes))]);
+        table.row([
+            "initramfs",
+            &format!("{} {}", shortened(&initramfs.digest), human_bytes(initramfs.size_bytes)),
+        ]);
     }
     table.row(["init", disk.init.as_deref().unwrap_or("its own")]);
     table.row(["command line", &disk.command_line]);

@@ -7,14 +7,14 @@ use sandhaus_client::wire::{CreateSession, SessionInfo};
 use sandhaus_images::ImageName;
 use sandhaus_protocol::process::Spawn;
 use sandhaus_sandbox::{
-    Env, Kind, Mount, OwnerId, Resources, Sandbox, SecurityProfile, Service, Source, service::CreateSandbox,
-    toolbox::Toolbox,
+    EngineName, Env, Kind, Mount, OwnerId, Resources, Sandbox, SecurityProfile, Service, Source,
+    service::CreateSandbox, toolbox::Toolbox,
 };
 
 use crate::{
     advice::{Advice, print_error, print_warning},
     attach::{Ending, Input, attach},
-    cli::{RunArguments, Security},
+    cli::{RunArguments, SandboxOptions, Security},
     commands::exec::{report_start_failure, spawn_request},
     config::Config,
     interrupt::Signals,
@@ -145,6 +145,7 @@ async fn attached_to_server(
     quiet: Quiet,
 ) -> Result<Ending> {
     let command = match arguments.command.as_slice() {
+        [] if session.snapshot.is_some() => return Err(nothing_to_run("a snapshot")),
         [] => {
             let image = server.client().image(&session.image).await.map_err(explain)?;
             image_command(&session.image, image.entrypoint, image.cmd)?
@@ -174,13 +175,17 @@ async fn attached_to_server(
 fn image_command(image: &str, entrypoint: Vec<String>, cmd: Vec<String>) -> Result<Vec<String>> {
     let command: Vec<String> = entrypoint.into_iter().chain(cmd).collect();
     if command.is_empty() {
-        return Err(Advice::new(
-            format!("image {image} says nothing about what to run"),
-            "name a command: `sandhaus run … -- COMMAND`",
-        )
-        .into());
+        return Err(nothing_to_run(&format!("image {image}")));
     }
     Ok(command)
+}
+
+fn nothing_to_run(what: &str) -> anyhow::Error {
+    Advice::new(
+        format!("{what} says nothing about what to run"),
+        "name a command: `sandhaus run … -- COMMAND`",
+    )
+    .into()
 }
 
 /// Uses a sandbox from time to time, so that its time to live does not run out under a long command.
@@ -233,6 +238,7 @@ async fn attached(
             let config = service.image(name.clone()).await?.config;
             image_command(name.as_str(), config.entrypoint, config.cmd)?
         }
+        ([], Source::Snapshot { .. }) => return Err(nothing_to_run("a snapshot")),
         (given, _) => given.to_vec(),
     };
     note_ports(sandbox.spec.publish.iter().map(|port| (port.port, port.host_port)), quiet);
@@ -304,24 +310,25 @@ fn spawn(arguments: &RunArguments, command: &[String], input: Input) -> Result<S
 
 /// The sandbox that the flags describe.
 fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSandbox> {
-    let image = arguments.image.as_deref().map(ImageName::parse).transpose()?;
+    let options = &arguments.sandbox;
+    let image = options.image.as_deref().map(ImageName::parse).transpose()?;
     let mounts = arguments.volumes.iter().map(mount).collect::<Result<_>>()?;
     Ok(CreateSandbox {
         owner: OwnerId(LOCAL_OWNER.to_owned()),
         id: None,
-        name: arguments.name.clone(),
+        name: options.name.clone(),
         image,
-        snapshot: None,
-        engine: None,
-        resources: resources(arguments),
-        network: arguments.network.as_ref().map(|choice| choice.0.clone()),
-        security: match arguments.security {
+        snapshot: options.snapshot.clone(),
+        engine: options.engine.clone().map(EngineName),
+        resources: resources(options),
+        network: options.network.as_ref().map(|choice| choice.0.clone()),
+        security: match options.security {
             Security::Strict => SecurityProfile::Strict,
             Security::Container => SecurityProfile::Container,
         },
-        readonly_root: arguments.security == Security::Strict,
-        env: environment(&arguments.env)?,
-        workdir: arguments.workdir.clone(),
+        readonly_root: options.security == Security::Strict,
+        env: environment(&options.env)?,
+        workdir: options.workdir.clone(),
         mounts,
         entrypoint: Vec::new(),
         ttl: None,
@@ -329,35 +336,44 @@ fn sandbox_request(arguments: &RunArguments, config: &Config) -> Result<CreateSa
         shell: config.shell,
         warm_shell: false,
         seccomp: config.seccomp,
-        workspace: arguments.workspace.clone(),
-        publish: arguments.publish.iter().map(|mapping| mapping.0).collect(),
+        workspace: options.workspace.clone(),
+        publish: options.publish.iter().map(|mapping| mapping.0).collect(),
     })
 }
 
 /// The same for a server.
 fn session_request(arguments: &RunArguments) -> Result<CreateSession> {
-    let resources = resources(arguments);
+    Ok(CreateSession {
+        ttl_seconds: if arguments.keep { 0 } else { SERVER_TTL_SECONDS },
+        labels: labels(),
+        warm_shell: Some(false),
+        ..described(&arguments.sandbox)?
+    })
+}
+
+/// What the flags describe, for a server.
+pub(crate) fn described(options: &SandboxOptions) -> Result<CreateSession> {
+    let resources = resources(options);
     let mebibytes = |bytes: u64| i64::try_from(bytes.div_ceil(MIB)).context("the size is too large");
     Ok(CreateSession {
-        image: arguments.image.clone().unwrap_or_default(),
-        ttl_seconds: if arguments.keep { 0 } else { SERVER_TTL_SECONDS },
-        name: arguments.name.clone().unwrap_or_default(),
-        workspace_id: arguments.workspace.as_ref().map(ToString::to_string).unwrap_or_default(),
-        labels: labels(),
-        env: environment(&arguments.env)?,
+        image: options.image.clone().unwrap_or_default(),
+        snapshot: options.snapshot.as_ref().map(ToString::to_string).unwrap_or_default(),
+        engine: options.engine.clone().unwrap_or_default(),
+        name: options.name.clone().unwrap_or_default(),
+        workspace_id: options.workspace.as_ref().map(ToString::to_string).unwrap_or_default(),
+        env: environment(&options.env)?,
         cpus: f64::from(resources.cpu_millis) / 1000.0,
         memory_mb: mebibytes(resources.memory_bytes)?,
         pids: i64::from(resources.pids),
         disk_mb: mebibytes(resources.disk_bytes)?,
-        network: arguments.network.as_ref().map(NetworkChoice::to_wire),
-        ports: arguments.publish.iter().map(|mapping| mapping.to_wire()).collect(),
-        security: match arguments.security {
+        network: options.network.as_ref().map(NetworkChoice::to_wire),
+        ports: options.publish.iter().map(|mapping| mapping.to_wire()).collect(),
+        security: match options.security {
             Security::Strict => "strict".to_owned(),
             Security::Container => "container".to_owned(),
         },
-        readonly_root: Some(arguments.security == Security::Strict),
-        workdir: arguments.workdir.clone().unwrap_or_default(),
-        warm_shell: Some(false),
+        readonly_root: Some(options.security == Security::Strict),
+        workdir: options.workdir.clone().unwrap_or_default(),
         ..CreateSession::default()
     })
 }
@@ -367,12 +383,12 @@ fn labels() -> BTreeMap<String, String> {
 }
 
 /// Limits, zero where the default is wanted.
-fn resources(arguments: &RunArguments) -> Resources {
+fn resources(options: &SandboxOptions) -> Resources {
     Resources {
-        cpu_millis: arguments.cpus.map_or(0, |cores| cores.millis),
-        memory_bytes: arguments.memory.map_or(0, |bytes| bytes.0),
-        pids: arguments.pids.unwrap_or(0),
-        disk_bytes: arguments.disk.map_or(0, |bytes| bytes.0),
+        cpu_millis: options.cpus.map_or(0, |cores| cores.millis),
+        memory_bytes: options.memory.map_or(0, |bytes| bytes.0),
+        pids: options.pids.unwrap_or(0),
+        disk_bytes: options.disk.map_or(0, |bytes| bytes.0),
     }
 }
 

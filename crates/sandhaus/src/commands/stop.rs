@@ -1,4 +1,4 @@
-//! `sandhaus stop`: ends the server of a data directory. Its sandboxes go on.
+//! `sandhaus stop`: stops sandboxes; without any named, ends the server of a data directory, whose sandboxes go on.
 
 use std::process::ExitCode;
 
@@ -7,17 +7,38 @@ use rustix::process::Signal;
 use sandhaus_sandbox::Instance;
 
 use crate::{
-    advice::Advice, cli::StopArguments, commands::run::Quiet, config::Config, holder::HoldingProcess,
-    output::print, progress::Progress, spelling::CalledAs,
+    advice::Advice,
+    cli::StopArguments,
+    commands::{
+        change::{self, Change},
+        run::Quiet,
+    },
+    config::Config,
+    holder::HoldingProcess,
+    output::print,
+    progress::Progress,
+    spelling::CalledAs,
 };
 
-/// Asks the server to end and waits for it.
+/// Stops the sandboxes that are named; else asks the server to end and waits for it.
 pub(crate) async fn stop(
     arguments: &StopArguments,
     config: &Config,
     quiet: Quiet,
     called_as: CalledAs,
 ) -> Result<ExitCode> {
+    if !arguments.sandboxes.is_empty() {
+        return change::each(&arguments.server, &arguments.sandboxes, config, Change::Stop).await;
+    }
+    // What the environment says of a server is meant for what speaks to one.
+    let named = arguments.server.host.as_deref();
+    if named.is_some() && named != std::env::var("SANDHAUS_HOST").ok().as_deref() {
+        return Err(Advice::new(
+            "a server is only ended on its own host",
+            "name sandboxes to stop, or leave out --host",
+        )
+        .into());
+    }
     let dir = config.data_dir.display();
     let Some(holder) = Instance::holder(&config.data_dir)? else {
         return Err(Advice::new(

@@ -57,7 +57,9 @@ pub(crate) async fn build(config: &Config, arguments: &BuildVmArguments, quiet: 
     let build = BuildVm {
         source,
         form: match arguments.initramfs_only {
-            true if arguments.size.is_some() => bail!("--size goes with a disk, and --initramfs-only has none"),
+            true if arguments.size.is_some() => {
+                bail!("--size goes with a disk, and --initramfs-only has none")
+            }
             true => Form::Memory,
             false => Form::Disk(arguments.size.map(|size| size.0)),
         },
@@ -159,7 +161,8 @@ async fn watched(
 ) -> Result<ExitCode> {
     let mut signals = Signals::listen()?;
     let mut bar = StageBar::new(quiet);
-    let working = tokio::task::spawn_blocking(move || work(&mut |progress: BuildProgress| bar.note(progress)));
+    let working =
+        tokio::task::spawn_blocking(move || work(&mut |progress: BuildProgress| bar.note(progress)));
     tokio::pin!(working);
     let mut signal = None;
     let outcome = loop {
@@ -182,12 +185,16 @@ async fn watched(
     };
     let (image, version) = (&built.image, &built.version);
     match output {
-        Output::Json => print_json(&json!({"image": image, "version": version, "new": built.novelty == Novelty::New}))?,
+        Output::Json => {
+            print_json(&json!({"image": image, "version": version, "new": built.novelty == Novelty::New}))?
+        }
         Output::Table if quiet == Quiet::No => {
             let size = human_bytes(image.size_bytes);
             print_note(&match built.novelty {
                 Novelty::New => format!("{} is {version}: {size}, {}", image.name, image.digest),
-                Novelty::Same => format!("{} is {version} still, nothing in it is new: {}", image.name, image.digest),
+                Novelty::Same => {
+                    format!("{} is {version} still, nothing in it is new: {}", image.name, image.digest)
+                }
             });
         }
         Output::Table => {}
