@@ -151,6 +151,10 @@ impl Guest {
         if path == hello::PATH {
             return of_host();
         }
+        // A machine that nobody ever greeted is to end in order too.
+        if path == POWER_OFF_PATH && from_host {
+            return of_host();
+        }
         let Some(life) = self.life.get() else { return Err(Error::not_greeted()) };
         match path {
             POWER_OFF_PATH | SYNC_PATH => of_host(),

@@ -103,7 +103,8 @@ impl Guest {
         let agent = self.agent_pid();
         let pid = i32::try_from(agent).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("end the agent");
-        eventually("the agent is gone", || !command_line(agent).contains("--guest"));
+        // Reaped, so that nothing listens for it any more.
+        eventually("the agent is gone", || !Path::new(&format!("/proc/{agent}")).exists());
         self.start_agent();
     }
 
