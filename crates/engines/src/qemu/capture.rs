@@ -66,6 +66,9 @@ const SPARE_BYTES: u64 = 64 << 20;
 /// Memory of devices that is captured; a graphics card has a few mebibytes.
 const VIDEO_BYTES_MAX: u64 = 256 << 20;
 
+/// Longest stream of devices alone; it has some hundred kibibytes.
+const DEVICES_BYTES_MAX: u64 = 64 << 20;
+
 /// Modes of files that anybody may read who is given a descriptor of them.
 const FILE_MODE: u32 = 0o444;
 
@@ -180,7 +183,7 @@ impl Subject {
     }
 
     /// The layer that the machine writes to, if it has a disk.
-    async fn top_layer(&self) -> EngineResult<Option<u32>> {
+    pub(super) async fn top_layer(&self) -> EngineResult<Option<u32>> {
         #[derive(Deserialize)]
         struct Device {
             inserted: Option<Inserted>,
@@ -329,7 +332,10 @@ impl Subject {
         let written = match form {
             Form::Devices => {
                 let arguments = json!({ "filename": format!("/dev/fdset/{STATE_SET}"), "live": false });
-                self.qmp.execute_within(STATE_MAX, "xen-save-devices-state", arguments).await.map(drop)
+                match self.qmp.execute_within(STATE_MAX, "xen-save-devices-state", arguments).await {
+                    Ok(_) => add_configuration(state, &self.hardware.machine).map_err(QmpError::Connection),
+                    Err(error) => Err(error),
+                }
             }
             Form::IgnoreShared | Form::MappedRam | Form::Stream => self.migrate(form).await,
         };
@@ -460,6 +466,27 @@ fn write_only(file: &File) -> io::Result<File> {
     use std::os::fd::AsRawFd as _;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(fs_err::OpenOptions::new().write(true).open(path)?.into_file())
+}
+
+/// Puts a description of the machine at the beginning of a stream of devices, where other streams have it. A QEMU can be told
+/// that there is none, but one that was told so dies of its next migration.
+fn add_configuration(state: &File, machine: &str) -> io::Result<()> {
+    /// Magic number and version.
+    const HEADER_BYTES: usize = 8;
+    /// What begins the description: a section of its own, the length of the machine type's name, then that.
+    const CONFIGURATION: u8 = 7;
+    let length = state.metadata()?.len();
+    if length < HEADER_BYTES as u64 || length > DEVICES_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "QEMU wrote no state of devices"));
+    }
+    let mut stream = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    state.read_exact_at(&mut stream, 0)?;
+    let mut configuration = vec![CONFIGURATION];
+    let name_bytes = u32::try_from(machine.len()).map_err(io::Error::other)?;
+    configuration.extend_from_slice(&name_bytes.to_be_bytes());
+    configuration.extend_from_slice(machine.as_bytes());
+    stream.splice(HEADER_BYTES..HEADER_BYTES, configuration);
+    state.write_all_at(&stream, 0)
 }
 
 /// A block of memory as QEMU lists it.

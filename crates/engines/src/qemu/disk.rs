@@ -620,7 +620,7 @@ impl Origin {
 
 /// The size that a disk of `size_bytes` gets when it is to have `disk_bytes`: it never shrinks.
 fn fit(disk_bytes: u64, size_bytes: u64) -> EngineResult<u64> {
-    let wanted = disk_bytes.next_multiple_of(SECTOR_BYTES);
+    let wanted = disk_bytes.next_multiple_of(qcow2::SECTOR_BYTES);
     match wanted {
         0 => Ok(size_bytes),
         _ if wanted > qcow2::DISK_BYTES_MAX => {
@@ -633,9 +633,6 @@ fn fit(disk_bytes: u64, size_bytes: u64) -> EngineResult<u64> {
         _ => Ok(wanted),
     }
 }
-
-/// What sizes of disks are multiples of.
-const SECTOR_BYTES: u64 = 512;
 
 /// Links a file that nobody writes to any more, or copies it where that cannot be.
 pub(super) fn link(from: &Path, to: &Path) -> io::Result<()> {
@@ -710,5 +707,191 @@ pub(super) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandhaus_sandbox::types::{DiskImage, NetworkPolicy, Resources, Seccomp, SecurityProfile, Tree};
+
+    use super::*;
+
+    struct Host {
+        directory: tempfile::TempDir,
+        disks: Disks,
+    }
+
+    const IMAGE_BYTES: u64 = 1 << 30;
+
+    impl Host {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            let image = directory.path().join("image");
+            fs_err::create_dir(&image).expect("made");
+            write_layer(&image, 0, IMAGE_BYTES, None).expect("written");
+            write_layer(&image, 1, IMAGE_BYTES, Some("0.qcow2")).expect("written");
+            fs_err::write(image.join(KERNEL), "a kernel").expect("written");
+            let disks = Disks::open(directory.path()).expect("opened");
+            Self { directory, disks }
+        }
+
+        fn spec(&self, layers: u32, disk_bytes: u64) -> MachineSpec {
+            let image = self.directory.path().join("image");
+            MachineSpec {
+                id: SandboxId::random(),
+                generation: Generation(3),
+                tree: Tree {
+                    layers: Vec::new(),
+                    binds: Vec::new(),
+                    config: Default::default(),
+                    disk: Some(DiskImage {
+                        layers: (0..layers).map(|number| image.join(layer_name(number))).collect(),
+                        kernel: Some(image.join(KERNEL)),
+                        initramfs: None,
+                        command_line: "quiet".to_owned(),
+                        size_bytes: IMAGE_BYTES,
+                    }),
+                },
+                snapshot: None,
+                resources: Resources { cpu_millis: 0, memory_bytes: 0, pids: 0, disk_bytes },
+                network: NetworkPolicy::None,
+                security: SecurityProfile::Container,
+                readonly_root: false,
+                env: Default::default(),
+                workdir: "/".to_owned(),
+                mounts: Vec::new(),
+                hostname: "tested".to_owned(),
+                entrypoint: Vec::new(),
+                shell: sandhaus_protocol::boot::ShellPreference::Sh,
+                warm_shell: false,
+                seccomp: Seccomp::default(),
+                workspace: None,
+            }
+        }
+
+        fn chain(&self, id: &SandboxId) -> Chain {
+            Chain::read(&self.disks.path_of(id)).expect("a chain")
+        }
+    }
+
+    fn refused<T: std::fmt::Debug>(result: EngineResult<T>, words: &str) {
+        match result {
+            Err(EngineError::Invalid(reason)) => assert!(reason.contains(words), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_disk_is_made_once_and_removed_for_good() {
+        let host = Host::new();
+        let spec = host.spec(2, 0);
+        assert_eq!(host.disks.record(&spec.id).expect("read"), None);
+        host.disks.materialize(&spec).expect("made");
+        let record = host.disks.record(&spec.id).expect("read").expect("made");
+        assert_eq!(
+            (record.generation, record.image_layers, &*record.command_line),
+            (Generation(3), 2, "quiet")
+        );
+        assert!(record.uid >= UID_FIRST);
+        assert_eq!(host.chain(&spec.id), Chain { layers: vec![0, 1, 2], size_bytes: IMAGE_BYTES });
+        let files = host.disks.open_files(&spec.id).expect("opened");
+        let own: Vec<_> = files.layers.iter().map(|layer| (layer.number, layer.write.is_some())).collect();
+        assert_eq!(own, [(0, false), (1, false), (2, true)]);
+
+        // What is there stays.
+        host.disks
+            .materialize(&MachineSpec { generation: Generation(9), ..spec.clone() })
+            .expect("made already");
+        assert_eq!(host.disks.record(&spec.id).expect("read"), Some(record.clone()));
+        let again = Disks::open(host.directory.path()).expect("opened");
+        assert!(again.uids.lock().expect("no holder panics").contains(&record.uid));
+
+        host.disks.doom(&spec.id).expect("doomed");
+        assert_eq!(host.disks.record(&spec.id).expect("read"), None);
+        assert!(host.disks.exists(&spec.id));
+        assert_eq!(host.disks.list().expect("listed"), [spec.id.clone()]);
+        host.disks.materialize(&spec).expect("another is made");
+        host.disks.remove(&spec.id).expect("removed");
+        host.disks.remove(&spec.id).expect("absent");
+        assert!(!host.disks.exists(&spec.id));
+        assert_eq!(host.disks.list().expect("listed"), []);
+        assert!(host.disks.uids.lock().expect("no holder panics").is_empty());
+    }
+
+    #[test]
+    fn what_was_made_half_way_is_made_anew() {
+        let host = Host::new();
+        let spec = host.spec(1, 0);
+        let aside = host.disks.path.join(format!("{NEW}{}", spec.id));
+        fs_err::create_dir(&aside).expect("made");
+        fs_err::write(aside.join("0.qcow2"), "cut short").expect("written");
+        assert!(host.disks.exists(&spec.id));
+        assert_eq!(host.disks.record(&spec.id).expect("read"), None);
+        host.disks.materialize(&spec).expect("made");
+        assert_eq!(host.chain(&spec.id).layers, [0, 1]);
+        assert!(!aside.exists());
+    }
+
+    #[test]
+    fn a_disk_is_as_large_as_asked_for_and_only_grows() {
+        let host = Host::new();
+        refused(host.disks.materialize(&host.spec(1, IMAGE_BYTES - 1024)), "smaller than that of its image");
+        refused(host.disks.materialize(&host.spec(1, u64::MAX / 2)), "at most");
+        assert_eq!(host.disks.list().expect("listed"), []);
+        let spec = host.spec(1, 3 * IMAGE_BYTES - 100);
+        host.disks.materialize(&spec).expect("made");
+        assert_eq!(host.chain(&spec.id).size_bytes, 3 * IMAGE_BYTES);
+        host.disks.grow(&spec.id, 4 * IMAGE_BYTES).expect("grown");
+        assert_eq!(host.chain(&spec.id).size_bytes, 4 * IMAGE_BYTES);
+        host.disks.grow(&spec.id, 0).expect("as it is");
+        host.disks.grow(&spec.id, IMAGE_BYTES).expect("as it is");
+        assert_eq!(host.chain(&spec.id).size_bytes, 4 * IMAGE_BYTES);
+    }
+
+    #[test]
+    fn a_guest_of_its_initramfs_alone_has_no_disk() {
+        let host = Host::new();
+        let spec = host.spec(0, 5 << 30);
+        host.disks.materialize(&spec).expect("made");
+        assert_eq!(host.chain(&spec.id), Chain::none());
+        let files = host.disks.open_files(&spec.id).expect("opened");
+        assert!(files.layers.is_empty() && files.kernel.is_some() && files.initramfs.is_none());
+        assert_eq!(files.arguments(|_| unreachable!("no file")), (Vec::new(), None));
+        let mut nothing = host.spec(0, 0);
+        nothing.tree.disk.as_mut().expect("one").kernel = None;
+        refused(host.disks.materialize(&nothing), "neither a disk nor a kernel");
+        nothing.tree.disk = None;
+        refused(host.disks.materialize(&nothing), "build-vm");
+    }
+
+    #[test]
+    fn a_chain_leads_nowhere_else() {
+        let host = Host::new();
+        let id = host.spec(1, 0).id;
+        for (name, below) in [
+            ("a name elsewhere", "../0.qcow2"),
+            ("an absolute name", "/etc/shadow"),
+            ("itself", "1.qcow2"),
+            ("one above", "2.qcow2"),
+            ("another spelling", "00.qcow2"),
+            ("a protocol", "nbd://host/x"),
+        ] {
+            let directory = host.directory.path().join(name);
+            fs_err::create_dir(&directory).expect("made");
+            write_layer(&directory, 0, IMAGE_BYTES, None).expect("written");
+            write_layer(&directory, 1, IMAGE_BYTES, Some(below)).expect("written");
+            refused(Chain::read(&directory), "cannot be used");
+        }
+        let linked = host.directory.path().join("linked");
+        fs_err::create_dir(&linked).expect("made");
+        std::os::unix::fs::symlink("/etc/shadow", linked.join("0.qcow2")).expect("linked");
+        assert!(Chain::read(&linked).is_err());
+        let deep = host.directory.path().join(id.as_str());
+        fs_err::create_dir(&deep).expect("made");
+        write_layer(&deep, 0, IMAGE_BYTES, None).expect("written");
+        for number in 1..=u32::try_from(LAYERS_MAX).expect("few") {
+            write_layer(&deep, number, IMAGE_BYTES, Some(&layer_name(number - 1))).expect("written");
+        }
+        refused(Chain::read(&deep), "more than 64 layers");
     }
 }

@@ -83,6 +83,7 @@ impl Form {
 
 /// Memory of a device within [`VIDEO`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Block {
     /// QEMU's name for it.
     pub(super) name: String,
@@ -92,6 +93,7 @@ pub(super) struct Block {
 
 /// A machine that stood still.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Machine {
     /// What wrote it.
     pub(super) qemu: QemuVersion,
@@ -113,6 +115,7 @@ pub(super) struct Machine {
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Disk {
     /// How many of the lowest layers are the image's.
     pub(super) image_layers: usize,
@@ -126,6 +129,7 @@ pub(super) struct Disk {
 
 /// SHA-256 of the files of a packed disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Digests {
     /// Of [`PACKED`].
     pub(super) disk: Option<String>,
@@ -149,6 +153,7 @@ impl Digests {
 
 /// The manifest of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     format: u32,
     /// The machine, if the snapshot has one.
@@ -159,6 +164,7 @@ pub(super) struct Manifest {
 
 /// The file: a manifest, and what a flipped bit in it does not fit.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Sealed {
     manifest: Manifest,
     sha256: String,
@@ -166,7 +172,7 @@ struct Sealed {
 
 /// Only the form of a file, for those that are of another.
 #[derive(Debug, Deserialize)]
-struct Form1 {
+struct AnyForm {
     manifest: Format,
 }
 
@@ -195,7 +201,7 @@ impl Manifest {
 
     fn parse(text: &[u8]) -> EngineResult<Self> {
         let damaged = || EngineError::Invalid(format!("{CONFIG} of the snapshot is damaged"));
-        let Form1 { manifest: Format { format } } = serde_json::from_slice(text).map_err(|_| damaged())?;
+        let AnyForm { manifest: Format { format } } = serde_json::from_slice(text).map_err(|_| damaged())?;
         if format != FORMAT {
             return Err(EngineError::Invalid(format!(
                 "the snapshot has form {format}, this server knows form {FORMAT} alone: it was written by another version"
@@ -315,3 +321,96 @@ fn sha256(file: &File) -> io::Result<String> {
 
 /// What is read at a time.
 const READ_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::Accelerator;
+
+    const VERSION: QemuVersion = QemuVersion { major: 10, minor: 0, micro: 2 };
+
+    fn machine() -> Machine {
+        let file = tempfile::tempfile().expect("a file");
+        Machine {
+            qemu: VERSION,
+            hardware: Hardware {
+                machine: "pc-q35-10.0".to_owned(),
+                cpu: "Nehalem".to_owned(),
+                accelerator: Accelerator::Tcg,
+                cpus: 2,
+                memory_mib: 256,
+            },
+            devices: "0011".to_owned(),
+            form: Form::Devices,
+            state: Sums::of(&file).expect("summed up"),
+            memory: None,
+            video: None,
+            video_blocks: vec![Block { name: "vga".to_owned(), bytes: 4096 }],
+        }
+    }
+
+    fn refused<T: std::fmt::Debug>(result: EngineResult<T>, words: &str) {
+        match result {
+            Err(EngineError::Invalid(reason)) => assert!(reason.contains(words), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_manifest_reads_as_it_was_written_and_no_flipped_bit_is_overlooked() {
+        let directory = tempfile::tempdir().expect("a directory");
+        refused(Manifest::read(directory.path()), "has no config.json");
+        let manifest = Manifest::new(Some(machine()), None);
+        manifest.write(directory.path()).expect("written");
+        assert_eq!(Manifest::read(directory.path()).expect("read"), manifest);
+        let text = fs_err::read(directory.path().join(CONFIG)).expect("read");
+        for place in 0..text.len() {
+            let mut flipped = text.clone();
+            flipped[place] ^= 1;
+            // What is between the words alone may differ.
+            if let Ok(read) = Manifest::parse(&flipped) {
+                assert_eq!(read, manifest, "at {place}");
+                assert!(text[place].is_ascii_whitespace(), "at {place}");
+            }
+        }
+        assert!(Manifest::parse(&text[..text.len() - 3]).is_err());
+        let later = String::from_utf8(text).expect("text").replacen("\"format\": 1", "\"format\": 2", 1);
+        refused(Manifest::parse(later.as_bytes()), "form 2");
+    }
+
+    #[test]
+    fn hardware_that_differs_is_refused_with_the_reason() {
+        let image = machine();
+        let own = image.hardware.clone();
+        let check = |hardware: Hardware, devices: &str, qemu| image.check(&hardware, devices, qemu);
+        check(own.clone(), "0011", VERSION).expect("the same");
+        check(own.clone(), "0011", QemuVersion { major: 10, minor: 0, micro: 0 }).expect("mended otherwise");
+        check(own.clone(), "0011", QemuVersion { major: 11, minor: 1, micro: 0 }).expect("newer");
+        refused(check(own.clone(), "0011", QemuVersion { major: 9, minor: 2, micro: 4 }), "10.0.2");
+        refused(check(own.clone(), "0012", VERSION), "set of devices");
+        let kvm = Hardware { accelerator: Accelerator::Kvm, ..own.clone() };
+        refused(check(kvm, "0011", VERSION), "emulation (TCG), this one's is KVM");
+        let cpu = Hardware { cpu: "Skylake-Server".to_owned(), ..own.clone() };
+        refused(check(cpu, "0011", VERSION), "Nehalem");
+        refused(check(Hardware { cpus: 1, ..own.clone() }, "0011", VERSION), "is 2, this one's is 1");
+        refused(
+            check(Hardware { memory_mib: 512, ..own.clone() }, "0011", VERSION),
+            "is 256, this one's is 512",
+        );
+        refused(check(Hardware { machine: "pc-q35-9.2".to_owned(), ..own }, "0011", VERSION), "machine type");
+    }
+
+    #[test]
+    fn devices_are_told_apart_by_what_a_guest_sees_of_them() {
+        let line = |disk: &str, more: &[&str]| {
+            let mut words = vec!["-m", "256", "-device", disk, "-netdev", "tap,fd=7"];
+            words.extend_from_slice(more);
+            devices_of(&words.into_iter().map(str::to_owned).collect::<Vec<_>>())
+        };
+        let one = line("virtio-blk-pci,id=disk,drive=layer-1", &[]);
+        assert_eq!(one, line("virtio-blk-pci,id=disk,drive=layer-9", &["-S"]));
+        assert_ne!(one, line("virtio-scsi-pci,id=disk,drive=layer-1", &[]));
+        assert_ne!(one, line("virtio-blk-pci,id=disk,drive=layer-1", &["-device", "vmgenid"]));
+        assert_ne!(one, line("virtio-blk-pci,id=disk,drive=layer-1", &["-machine", "q35"]));
+    }
+}

@@ -380,3 +380,105 @@ pub(super) fn bytes_free(directory: impl AsFd) -> io::Result<u64> {
     let status = rustix::fs::fstatvfs(directory)?;
     Ok(status.f_bavail.saturating_mul(status.f_frsize))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file_of(bytes: u64, parts: &[(u64, &[u8])]) -> File {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(bytes).expect("sized");
+        for (offset, part) in parts {
+            file.write_all_at(part, *offset).expect("written");
+        }
+        file
+    }
+
+    #[test]
+    fn sums_fit_what_was_summed_up_and_nothing_else() {
+        let mebibyte = CHUNK_BYTES as u64;
+        for bytes in [0, 1, mebibyte - 1, mebibyte, 5 * mebibyte + 17] {
+            let parts: &[(u64, &[u8])] =
+                if bytes > 4 * mebibyte { &[(3 * mebibyte + 5, b"something")] } else { &[] };
+            let file = file_of(bytes, parts);
+            let sums = Sums::of(&file).expect("summed up");
+            assert!(sums.fit(&file).expect("read"));
+            assert!(!sums.fit(&file_of(bytes + 1, parts)).expect("read"), "it is longer");
+            for offset in [0, bytes / 2, bytes.saturating_sub(1)] {
+                if bytes == 0 {
+                    continue;
+                }
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, offset).expect("read");
+                file.write_all_at(&[byte[0] ^ 0x80], offset).expect("written");
+                assert!(!sums.fit(&file).expect("read"), "a bit is flipped at {offset} of {bytes}");
+                file.write_all_at(&byte, offset).expect("written");
+            }
+            assert!(sums.fit(&file).expect("read"));
+        }
+    }
+
+    #[test]
+    fn sums_that_are_none_fit_nothing() {
+        let file = file_of(10, &[]);
+        for crc32 in ["", "0123456", "012345678", "0123456g", "ééé ", "0000000000000000"] {
+            assert!(!Sums { bytes: 10, crc32: crc32.to_owned() }.fit(&file).expect("read"), "{crc32}");
+        }
+        assert_eq!(Sums { bytes: u64::MAX, crc32: String::new() }.parse(), None);
+    }
+
+    #[test]
+    fn pages_of_zeros_become_holes() {
+        let into = file_of(0, &[]);
+        let mut buffer = vec![0; CHUNK_BYTES];
+        buffer[5 * PAGE_BYTES] = 1;
+        buffer[7 * PAGE_BYTES - 1] = 2;
+        buffer[CHUNK_BYTES - 1] = 3;
+        into.set_len(CHUNK_BYTES as u64).expect("sized");
+        write_pages(&into, &buffer, 0).expect("written");
+        let mut read = vec![9; CHUNK_BYTES];
+        into.read_exact_at(&mut read, 0).expect("read");
+        assert!(read == buffer);
+        assert!(into.metadata().expect("a status").blocks() * 512 <= 4 * PAGE_BYTES as u64);
+    }
+
+    #[test]
+    fn trust_ends_when_a_file_is_touched() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("memory");
+        fs_err::write(&path, "what it is").expect("written");
+        let open = || open_read(&path).expect("opened");
+        assert_eq!(Trust::noted(directory.path()), None);
+        Trust::of([&open()]).expect("seen").note(directory.path()).expect("noted");
+        let trusted = || Trust::noted(directory.path()) == Trust::of([&open()]).ok();
+        assert!(trusted());
+        fs_err::hard_link(&path, directory.path().join("linked")).expect("linked");
+        assert!(trusted(), "a link changes nothing");
+        fs_err::write(&path, "what it was").expect("written");
+        assert!(!trusted());
+        fs_err::write(directory.path().join(VERIFIED), "no note").expect("written");
+        assert_eq!(Trust::noted(directory.path()), None);
+    }
+
+    #[test]
+    fn mappings_are_read() {
+        let line = "7f9f83fff000-7f9f93fff000 rw-p 00000000 fe:00 10316114    /data/memory (deleted)";
+        let read = Mapping { start: 0x7f9f_83ff_f000, shared: false, inode: 10_316_114 };
+        assert_eq!(Mapping::parse(line), Some(read));
+        assert!(Mapping::parse(&line.replace("rw-p", "rw-s")).expect("one").shared);
+        assert_eq!(Mapping::parse("nonsense"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_what_was_set(flags in proptest::collection::vec(any::<bool>(), 0..300)) {
+            let mut again = vec![false; flags.len()];
+            for (first, count) in runs(flags.iter().copied()) {
+                again[first..first + count].fill(true);
+            }
+            prop_assert_eq!(again, flags);
+        }
+    }
+}

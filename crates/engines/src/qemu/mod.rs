@@ -41,6 +41,8 @@ mod qcow2;
 mod qmp;
 mod restore;
 mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 mod spawn;
 mod start;
 mod steps;

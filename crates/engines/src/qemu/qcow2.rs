@@ -26,6 +26,9 @@ const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
 /// Clusters that a second-level table of such a file maps, and with it an entry of the first level.
 const CLUSTERS_PER_ENTRY: u64 = CLUSTER_BYTES / 8;
 
+/// What sizes of disks are multiples of.
+pub(super) const SECTOR_BYTES: u64 = 512;
+
 /// Largest disk.
 pub(super) const DISK_BYTES_MAX: u64 = 64 << 40;
 
@@ -134,7 +137,7 @@ impl Header {
         if !(9..=21).contains(&cluster_bits) {
             return Err(Refusal::Wrong("size of clusters"));
         }
-        if version == 3 && (length < 104 || length % 8 != 0) {
+        if version == 3 && (length < 104 || !length.is_multiple_of(8)) {
             return Err(Refusal::Wrong("length"));
         }
         let size_bytes = fields.u64(24)?;
@@ -153,7 +156,7 @@ impl Header {
         }
         for (offset, what) in [(40, "first-level table"), (48, "table of reference counts")] {
             let place = fields.u64(offset)?;
-            if place % cluster_bytes != 0 || (place == 0 && offset == 48) {
+            if !place.is_multiple_of(cluster_bytes) || (place == 0 && offset == 48) {
                 return Err(Refusal::Wrong(what));
             }
         }
@@ -253,7 +256,7 @@ impl<'a> Fields<'a> {
 /// zeros.
 pub(super) fn write_empty(file: &File, size_bytes: u64, below: Option<&str>) -> io::Result<()> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
-    if size_bytes == 0 || size_bytes % 512 != 0 || size_bytes > DISK_BYTES_MAX {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) || size_bytes > DISK_BYTES_MAX {
         return Err(invalid("such a size no disk can have"));
     }
     // Never less than a whole cluster of them, so that the disk can grow by one number alone.
@@ -326,4 +329,145 @@ fn header(size_bytes: u64, entries: u32, below: Option<&str>) -> Vec<u8> {
     put32(&mut bytes, 0);
     bytes.extend_from_slice(below.unwrap_or_default().as_bytes());
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, process::Command};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(directory: &Path, name: &str, size_bytes: u64, below: Option<&str>) -> File {
+        let path = directory.join(name);
+        let options = fs_err::OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = options.expect("made").into_file();
+        write_empty(&file, size_bytes, below).expect("written");
+        file
+    }
+
+    fn bytes() -> Vec<u8> {
+        header(1 << 30, 8192, Some("0.qcow2"))
+    }
+
+    fn with(change: impl FnOnce(&mut Vec<u8>)) -> Result<Header, Refusal> {
+        let mut bytes = bytes();
+        bytes.resize(512, 0);
+        change(&mut bytes);
+        Header::parse(&bytes)
+    }
+
+    #[test]
+    fn a_header_reads_as_it_was_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for (name, size_bytes, below) in
+            [("a", 512, None), ("b", 10 << 30, Some("0.qcow2")), ("c", DISK_BYTES_MAX, Some("17.qcow2"))]
+        {
+            let file = written(directory.path(), name, size_bytes, below);
+            let header = Header::read(&file).expect("read").expect("a header");
+            let backing_format = below.map(|_| "qcow2".to_owned());
+            let backing = below.map(str::to_owned);
+            assert_eq!(header, Header { size_bytes, backing, backing_format, snapshots: 0 });
+            match below {
+                Some(below) => {
+                    header.stands_on(below).expect("it does");
+                    assert_eq!(header.stands_alone(), Err(Refusal::Backed(below.to_owned())));
+                    assert!(header.stands_on("1.qcow2").is_err());
+                }
+                None => header.stands_alone().expect("it does"),
+            }
+        }
+        let file = written(directory.path(), "d", 512, None);
+        for size_bytes in [0, 511, 513, DISK_BYTES_MAX + 512] {
+            assert!(write_empty(&file, size_bytes, None).is_err(), "{size_bytes}");
+        }
+    }
+
+    #[test]
+    fn a_disk_grows_and_never_shrinks() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = written(directory.path(), "a", 1 << 30, None);
+        for size_bytes in [(1 << 30) + 512, 2 << 40] {
+            grow(&file, size_bytes).expect("grown");
+            assert_eq!(Header::read(&file).expect("read").expect("a header").size_bytes, size_bytes);
+        }
+        assert!(grow(&file, 1 << 30).is_err(), "it is smaller");
+        assert!(grow(&file, 5 << 40).is_err(), "its map has no room for that");
+    }
+
+    #[test]
+    fn qemu_img_agrees() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let run = |arguments: &[&str]| {
+            Command::new("qemu-img").args(arguments).current_dir(directory.path()).output()
+        };
+        if run(&["--version"]).is_err() {
+            use std::io::Write as _;
+            std::io::stderr().write_all(b"SKIPPED qemu_img_agrees: it is not installed\n").expect("written");
+            return;
+        }
+        drop(written(directory.path(), "0.qcow2", 1 << 30, None));
+        let top = written(directory.path(), "1.qcow2", 2 << 30, Some("0.qcow2"));
+        grow(&top, 3 << 30).expect("grown");
+        drop(top);
+        drop(written(directory.path(), "large.qcow2", DISK_BYTES_MAX, None));
+        for name in ["0.qcow2", "1.qcow2", "large.qcow2"] {
+            let checked = run(&["check", "-f", "qcow2", name]).expect("it runs");
+            assert!(checked.status.success(), "{name}: {}", String::from_utf8_lossy(&checked.stdout));
+        }
+        let info = run(&["info", "-f", "qcow2", "--output", "json", "1.qcow2"]).expect("it runs");
+        let info: serde_json::Value = serde_json::from_slice(&info.stdout).expect("json");
+        assert_eq!(info["virtual-size"], 3_u64 << 30);
+        assert_eq!(info["backing-filename"], "0.qcow2");
+        assert_eq!(info["backing-filename-format"], "qcow2");
+        assert_eq!(info["cluster-size"], CLUSTER_BYTES);
+    }
+
+    #[test]
+    fn what_cannot_be_trusted_is_refused() {
+        assert!(with(|_| {}).is_ok());
+        let wrong = |change: fn(&mut Vec<u8>)| with(change).expect_err("it is refused");
+        assert_eq!(wrong(|bytes| bytes[0] = 0), Refusal::Magic);
+        assert_eq!(Header::parse(b""), Err(Refusal::Magic));
+        assert_eq!(wrong(|bytes| bytes[7] = 4), Refusal::Version(4));
+        assert_eq!(wrong(|bytes| bytes.truncate(90)), Refusal::Short);
+        assert_eq!(wrong(|bytes| bytes.truncate(104)), Refusal::Short);
+        assert_eq!(wrong(|bytes| bytes[23] = 8), Refusal::Wrong("size of clusters"));
+        assert_eq!(wrong(|bytes| bytes[23] = 22), Refusal::Wrong("size of clusters"));
+        assert_eq!(wrong(|bytes| bytes[24] = 1), Refusal::Size((1 << 56) + (1 << 30)));
+        assert_eq!(wrong(|bytes| bytes[35] = 2), Refusal::Encrypted);
+        assert_eq!(wrong(|bytes| bytes[38..40].fill(0)), Refusal::Wrong("size of the first-level table"));
+        assert_eq!(wrong(|bytes| bytes[47] = 1), Refusal::Wrong("first-level table"));
+        assert_eq!(wrong(|bytes| bytes[55] = 1), Refusal::Wrong("table of reference counts"));
+        assert_eq!(wrong(|bytes| bytes[79] = 1), Refusal::Broken);
+        assert_eq!(wrong(|bytes| bytes[79] = 2), Refusal::Broken);
+        assert_eq!(wrong(|bytes| bytes[79] = 4), Refusal::ExternalData);
+        assert_eq!(wrong(|bytes| bytes[79] = 0x20), Refusal::Features(0x20));
+        assert!(with(|bytes| bytes[79] = 0x08).is_ok(), "other ways to compress are known");
+        assert_eq!(wrong(|bytes| bytes[103] = 100), Refusal::Wrong("length"));
+        // An external data file that no bit admits to.
+        assert_eq!(
+            wrong(|bytes| bytes[104..108].copy_from_slice(&EXTENSION_EXTERNAL_DATA.to_be_bytes())),
+            Refusal::ExternalData
+        );
+        assert_eq!(wrong(|bytes| bytes[108] = 0xff), Refusal::Short);
+        assert_eq!(wrong(|bytes| bytes[16] = 1), Refusal::Wrong("length of the name of what lies below"));
+        assert_eq!(wrong(|bytes| bytes[8] = 1), Refusal::Short);
+        // Its format is not pinned.
+        let guessed = with(|bytes| bytes[104] = 0).expect("a header");
+        assert_eq!(guessed.stands_on("0.qcow2"), Err(Refusal::Below("0.qcow2".to_owned())));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = Header::parse(&bytes);
+        }
+
+        #[test]
+        fn no_change_makes_it_panic(changes in proptest::collection::vec((0_usize..256, any::<u8>()), 1..8)) {
+            let _ = with(|bytes| changes.iter().for_each(|&(at, value)| bytes[at] = value));
+        }
+    }
 }

@@ -8,7 +8,7 @@ use sandhaus_sandbox::engine::{EngineError, EngineResult};
 use super::{
     capture::{STATE_SET, blocking, ignore_refusal, image_files, memory_blocks, put_video, set_form, talk},
     disk::{if_there, open_read},
-    manifest::{Form, MEMORY, Machine, Manifest, STATE, VIDEO},
+    manifest::{MEMORY, Machine, Manifest, STATE, VIDEO},
     memory::{Sums, Trust},
     qmp::{Qmp, QmpResult},
 };
@@ -85,14 +85,8 @@ impl Image {
         self.memory.as_ref().filter(|_| self.machine.form.maps_memory())
     }
 
-    /// Arguments of QEMU for this image: it waits for its state, and stands still once it has it.
-    pub(super) fn arguments(&self) -> &'static [&'static str] {
-        match self.machine.form {
-            // Its stream begins without a description of the machine.
-            Form::Devices => &["-global", "migration.send-configuration=off", "-incoming", "defer", "-S"],
-            Form::IgnoreShared | Form::MappedRam | Form::Stream => &["-incoming", "defer", "-S"],
-        }
-    }
+    /// Arguments of QEMU for a memory image: it waits for its state, and stands still once it has it.
+    pub(super) const ARGUMENTS: &[&str] = &["-incoming", "defer", "-S"];
 
     /// Has a machine that waits for its state (`-S -incoming defer`) read it. It is frozen afterwards.
     pub(super) async fn load(&self, qmp: &Qmp, process: Pid) -> EngineResult<()> {

@@ -355,7 +355,7 @@ impl Inner {
             ram: if mapped.is_some() { Ram::Image(numbers[3]) } else { Ram::Fresh(numbers[3]) },
             disk: disk.arguments,
             disk_node,
-            incoming: image.map_or(&[], Image::arguments),
+            incoming: image.map_or(&[], |_| Image::ARGUMENTS),
             kernel: disk.kernel,
             tap: numbers[2],
             monitor: numbers[0],
