@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Routes that need no key: by route, never by the look of a path.
-const PUBLIC_ROUTES: &[&str] = &["/healthz", "/openapi.json"];
+pub(crate) const PUBLIC_ROUTES: &[&str] = &["/healthz", "/openapi.json"];
 
 /// Where a request comes from, as a browser tells it.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -29,6 +29,8 @@ pub(crate) struct Guard {
     door: Door,
     /// Logins of the web page, where it is served.
     logins: Option<Arc<Logins>>,
+    /// Routes that need no key.
+    public: &'static [&'static str],
 }
 
 /// What a request must show.
@@ -51,12 +53,16 @@ pub(crate) enum Who {
 }
 
 impl Guard {
-    pub(crate) fn new(api_key: Option<&str>, logins: Option<Arc<Logins>>) -> Self {
+    pub(crate) fn new(
+        api_key: Option<&str>,
+        logins: Option<Arc<Logins>>,
+        public: &'static [&'static str],
+    ) -> Self {
         let door = match api_key {
             Some(key) => Door::Key(digest(key.as_bytes())),
             None => Door::LoopbackNames,
         };
-        Self { door, logins }
+        Self { door, logins, public }
     }
 
     /// Whether requests may carry a cookie of the web page.
@@ -96,8 +102,8 @@ impl Guard {
     ) -> Result<(), ApiError> {
         match &self.door {
             Door::Key(expected) => {
-                let public =
-                    |route: &str| PUBLIC_ROUTES.contains(&route) || dashboard::PUBLIC_ROUTES.contains(&route);
+                let page = |route: &str| self.logins.is_some() && dashboard::PUBLIC_ROUTES.contains(&route);
+                let public = |route: &str| self.public.contains(&route) || page(route);
                 if route.is_some_and(public) || shows_key(headers, expected) {
                     return Ok(());
                 }
@@ -209,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_key_opens_and_nothing_like_it() {
-        let guard = Guard::new(Some("sk-secret"), None);
+        let guard = Guard::new(Some("sk-secret"), None, PUBLIC_ROUTES);
         let sessions = Some("/v1/sessions");
         assert!(admits(&guard, sessions, &[(header::AUTHORIZATION, "Bearer sk-secret")]));
         for wrong in [
@@ -232,7 +238,7 @@ mod tests {
 
     #[test]
     fn without_a_key_only_loopback_names_pass() {
-        let guard = Guard::new(None, None);
+        let guard = Guard::new(None, None, PUBLIC_ROUTES);
         for good in ["localhost", "LocalHost:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:80", "[::1]"] {
             assert!(admits(&guard, None, &[(header::HOST, good)]), "{good}");
         }
@@ -259,13 +265,12 @@ mod tests {
         let logins = Arc::new(Logins::new(dashboard::CookieTransport::Any));
         let cookie = logins.begin(Instant::now());
         let pair = cookie.to_str().unwrap().split(';').next().unwrap().to_owned();
-        (Guard::new(Some("sk-secret"), Some(logins)), (header::COOKIE, pair))
+        (Guard::new(Some("sk-secret"), Some(logins), PUBLIC_ROUTES), (header::COOKIE, pair))
     }
 
     #[test]
     fn w02_public_paths_are_routes_never_suffixes() {
-        let guard =
-            Guard::new(Some("sk-secret"), Some(Arc::new(Logins::new(dashboard::CookieTransport::Any))));
+        let (guard, _) = logged_in();
         for public in
             ["/", "/_app/{*path}", "/dashboard", "/dashboard/login", "/dashboard/session", "/healthz"]
         {

@@ -23,7 +23,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     GatewayConfig, V1Config,
-    auth::Guard,
+    auth::{Guard, PUBLIC_ROUTES},
     body::Unread,
     dashboard::{self, Page},
     error::{ApiError, ApiResult, Failed, Subject},
@@ -52,11 +52,16 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) fn new(service: Service, config: GatewayConfig) -> Self {
+        Self::open_at(service, config, PUBLIC_ROUTES)
+    }
+
+    /// An edge whose routes need a key but for these.
+    pub(crate) fn open_at(service: Service, config: GatewayConfig, public: &'static [&'static str]) -> Self {
         let page = config.dashboard.map(Page::new);
         let logins = page.as_ref().map(|page| Arc::clone(&page.logins));
         Self {
             service,
-            guard: Guard::new(config.api_key.as_deref(), logins),
+            guard: Guard::new(config.api_key.as_deref(), logins, public),
             page,
             v1: config.v1,
             metrics: Metrics::new(),
@@ -78,7 +83,7 @@ pub(crate) struct RequestId(HeaderValue);
 
 impl RequestId {
     /// The caller's own if it is sane, else 8 random hex digits.
-    fn of(headers: &HeaderMap) -> Self {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
         match headers.get(REQUEST_ID) {
             Some(given)
                 if !given.is_empty() && given.len() <= REQUEST_ID_BYTES_MAX && given.to_str().is_ok() =>
@@ -96,6 +101,10 @@ impl RequestId {
 
     pub(crate) fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or_default()
+    }
+
+    pub(crate) fn value(self) -> HeaderValue {
+        self.0
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Reading order: `server` (connections and their limits), `edge` (what every request passes: request id, key, log,
 //! metrics), `auth`, `error` (the one table from kinds to status codes), `metrics`, `proxy` (the way inside) and `screen`
-//! (pictures of displays), then the dialects: `v1`, and `dashboard`, the web page.
+//! (pictures of displays), then the dialects: `v1`, `runner` on a
+//! listener of its own, and `dashboard`, the web page.
 
 use std::sync::Arc;
 
@@ -17,11 +18,13 @@ mod edge;
 mod error;
 mod metrics;
 mod proxy;
+mod runner;
 mod screen;
 mod server;
 mod v1;
 
 pub use dashboard::{Asset, CookieTransport, Dashboard};
+pub use runner::{HostLoad, Origin, RunnerConfig, SandboxClass, serve as serve_runner};
 
 use edge::Edge;
 
@@ -90,15 +93,22 @@ pub async fn serve(
     config: GatewayConfig,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let address = listener.local_addr()?;
-    if config.api_key.is_none() && !address.ip().is_loopback() {
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::InvalidInput,
-            format!("refusing to listen on {address} without an API key; set one, or listen on 127.0.0.1"),
-        ));
-    }
+    check_listener(&listener, config.api_key.as_deref())?;
     let edge = Arc::new(Edge::new(service, config));
-    server::run(listener, edge, shutdown).await
+    let router = edge::router(Arc::clone(&edge));
+    server::run(listener, edge, router, shutdown).await
+}
+
+/// Refuses a listener beyond loopback without a key.
+fn check_listener(listener: &tokio::net::TcpListener, api_key: Option<&str>) -> std::io::Result<()> {
+    let address = listener.local_addr()?;
+    if api_key.is_some() || address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(std::io::Error::new(
+        std::io::ErrorKind::InvalidInput,
+        format!("refusing to listen on {address} without an API key; set one, or listen on 127.0.0.1"),
+    ))
 }
 
 /// What a `/v1` request that says nothing asks of the domain: what is kept ready for such requests must be the same.

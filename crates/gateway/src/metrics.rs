@@ -83,6 +83,16 @@ impl Metrics {
         });
     }
 
+    /// A runner's operation on a sandbox or snapshot ended.
+    pub(crate) fn operation<T, E>(&self, operation: &'static str, outcome: &Result<T, E>, taken: Duration) {
+        let status = if outcome.is_ok() { "success" } else { "failure" };
+        with_local_recorder(&self.recorder, || {
+            counter!("container_operation_total", "operation" => operation, "status" => status).increment(1);
+            histogram!("container_operation_duration_seconds", "operation" => operation)
+                .record(taken.as_secs_f64());
+        });
+    }
+
     /// Folds samples into their buckets.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();

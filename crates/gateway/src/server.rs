@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use hyper::{
     Request, Response,
     body::Incoming,
@@ -28,10 +29,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    edge::{self, Edge},
-    metrics::UPKEEP_INTERVAL,
-};
+use crate::{edge::Edge, metrics::UPKEEP_INTERVAL};
 
 /// Most connections at once; further ones wait in the listener's queue.
 const CONNECTIONS_MAX: usize = 4096;
@@ -55,9 +53,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) async fn run(
     listener: TcpListener,
     edge: Arc<Edge>,
+    router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let router = edge::router(Arc::clone(&edge));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

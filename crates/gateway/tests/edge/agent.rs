@@ -142,6 +142,9 @@ async fn answer(
         let info = ShellInfo { name: "default".into(), cwd: "/where".into(), running: None, output_bytes: 0 };
         return json(&info);
     }
+    if path == "/version" {
+        return json(&serde_json::json!({ "version": "1.2.3" }));
+    }
     if path == "/files/download" {
         return download(request.uri().query().unwrap());
     }

@@ -10,6 +10,7 @@ mod document;
 mod errors;
 mod page;
 mod proxy;
+mod runner;
 mod server;
 mod snapshots;
 mod streams;

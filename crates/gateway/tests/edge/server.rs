@@ -43,6 +43,13 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// The whole of one that has begun.
+    pub(crate) async fn of(response: Response<Incoming>) -> Self {
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Self { status: parts.status, headers: parts.headers, body }
+    }
+
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
@@ -95,34 +102,45 @@ impl Edge {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Response<Incoming> {
-        let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection.with_upgrades());
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost")
-            .header("authorization", format!("Bearer {KEY}"));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        sender
-            .send_request(request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).unwrap())
-            .await
-            .unwrap()
+        request(self.address, method, path, headers, body).await
     }
 
     /// A request with the key and its whole answer.
     pub(crate) async fn call(&self, method: Method, path: &str, body: &str) -> Answer {
-        let response = self.send(method, path, &[("x-request-id", "test")], body).await;
-        let (parts, body) = response.into_parts();
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            body: body.collect().await.unwrap().to_bytes(),
-        }
+        Answer::of(self.send(method, path, &[("x-request-id", "test")], body).await).await
     }
+}
+
+/// A request with the key, its answer as it begins.
+pub(crate) async fn request(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Response<Incoming> {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let authorization = format!("Bearer {KEY}");
+    let headers = [&[("authorization", authorization.as_str())], headers].concat();
+    request_on(stream, method, path, &headers, body).await
+}
+
+/// A request as it is, on a connection.
+pub(crate) async fn request_on(
+    stream: tokio::net::TcpStream,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Response<Incoming> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
+    sender.send_request(request.body(body).unwrap()).await.unwrap()
 }
 
 #[tokio::test]
