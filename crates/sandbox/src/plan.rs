@@ -31,6 +31,8 @@
 //! - *Whoever is up and gone ended by itself*: [`Life::Up`] is written once a machine has answered. If it is missing
 //!   or dead while it is wanted, the goal is lowered. A machine that never answered is simply started again.
 //! - *Nothing is captured, frozen or ended while streams into it are open*: [`Step::CloseGate`] comes first.
+//! - *A machine may stand still that nobody asked to*: a capture of it ([`crate::snapshot`]) did not come to its end. Of a disk
+//!   alone it leaves the streams as they are, open ones wait. Nothing of it is written down, so it is simply thawed.
 //! - *Absent* is reached by ending and removing, from everywhere; nothing is started, thawed or fetched for it.
 
 use crate::{

@@ -123,3 +123,32 @@ pub(super) fn note_below(
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_copies_have_an_end() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let (snapshot, disk, into) =
+            (scratch.path().join("snapshot"), scratch.path().join("disk"), scratch.path().join("into"));
+        for directory in [&disk.join(UPPER), &disk.join(WORKSPACE), &into] {
+            fs_err::create_dir_all(directory).expect("made");
+        }
+        assert!(layers(&snapshot).is_err(), "nothing is there");
+        for number in 0..LAYERS_MAX {
+            fs_err::create_dir_all(snapshot.join(LAYERS).join(number.to_string())).expect("made");
+        }
+        let named = layers(&snapshot).expect("there");
+        assert_eq!(named.len(), LAYERS_MAX);
+        assert!(named[0].ends_with("63") && named[63].ends_with("0"), "the top first");
+        let disk = open_directory(rustix::fs::CWD, &disk).expect("opened");
+        let refused = write(&disk, 0x4000_0000, Some(&snapshot), &into).expect_err("too many");
+        assert!(matches!(&refused, EngineError::Invalid(text) if text.contains("64")), "{refused}");
+        assert_eq!(fs_err::read_dir(&into).expect("readable").count(), 0);
+        fs_err::remove_dir(&named[0]).expect("removed");
+        write(&disk, 0x4000_0000, Some(&snapshot), &into).expect("the last that can be");
+        assert_eq!(layers(&into).expect("there").len(), LAYERS_MAX);
+    }
+}

@@ -138,6 +138,9 @@ fn events(policy: Policy<'_>, world: &World) -> Result<Vec<(Event, World)>, (Vio
             events.push((Event::Happened(noticed), next));
         }
     }
+    if policy(&world.wanted, &world.seen).is_none() {
+        events.extend(captures(world));
+    }
     let mut reboot = *world;
     reboot.machine = None;
     events.extend(reboot.process_dies().map(|next| (Event::Happened("the host reboots"), next)));
@@ -145,6 +148,22 @@ fn events(policy: Policy<'_>, world: &World) -> Result<Vec<(Event, World)>, (Vio
         events.extend(disasters(world));
     }
     Ok(events)
+}
+
+/// A capture of what runs, which comes between two steps, does not come to its end: with its memory or without.
+fn captures(world: &World) -> Vec<(Event, World)> {
+    let mut events = Vec::new();
+    let running = world.own_live().filter(|machine| machine.run == RunState::Running);
+    let Some(machine) = running.filter(|_| world.wanted.goal == Goal::Running) else { return events };
+    let frozen = Some(world::Machine { run: RunState::Frozen, ..machine });
+    for gate in [GateState::Open, GateState::Closed] {
+        let mut next = World { machine: frozen, ..*world };
+        next.seen.gate = gate;
+        events
+            .extend(next.process_dies().map(|next| (Event::Happened("the server dies in a capture"), next)));
+        events.push((Event::Happened("a capture fails"), failed(next)));
+    }
+    events
 }
 
 fn disasters(world: &World) -> Vec<(Event, World)> {
@@ -302,6 +321,9 @@ const FLAWS: &[Flaw] = &[
     }),
     ("forgets the memory that a snapshot has", Violation::MemoryLost, |wanted, seen| {
         plan(&Wanted { warm: false, ..*wanted }, seen)
+    }),
+    ("leaves a machine still that a capture froze", Violation::NotReached, |wanted, seen| {
+        plan(wanted, seen).filter(|step| *step != Step::Thaw || seen.gate == GateState::Closed)
     }),
     ("never greets again", Violation::NotReached, |wanted, seen| {
         plan(wanted, &Seen { greeted: seen.greeted || matches!(wanted.life, Life::Up(_)), ..*seen })

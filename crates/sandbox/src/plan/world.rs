@@ -148,7 +148,8 @@ impl World {
         }
     }
 
-    fn own_live(&self) -> Option<Machine> {
+    /// The machine that is the sandbox's own.
+    pub(super) fn own_live(&self) -> Option<Machine> {
         self.machine
             .filter(|machine| machine.generation == self.wanted.generation && machine.run != RunState::Dead)
     }

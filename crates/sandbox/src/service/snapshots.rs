@@ -112,15 +112,15 @@ impl Service {
         let (service, shared) = (self.clone(), self.shared.clone());
         let made = self.shared.tracker.spawn(async move {
             let what = Taking { name: None, clash: Clash::Refuse, kind, mode: CaptureMode::Frozen, sync };
-            let (snapshot, _held) = take(&shared, &handle, what).await?;
+            let (snapshot, held) = take(&shared, &handle, what).await?;
             copy.spec.source = snapshot.source();
-            service.make(&copy, None).await
+            let outcome = service.make(&copy, None).await;
+            drop(held);
+            // The copy may have all it needs of it by now, or there is none.
+            shared.collect_snapshots_soon();
+            outcome
         });
-        let outcome = joined(made.await);
-        if outcome.is_err() {
-            self.shared.collect_snapshots_soon();
-        }
-        outcome
+        joined(made.await)
     }
 
     async fn to_capture(&self, id: &SandboxId) -> Result<Arc<Handle>> {
