@@ -174,11 +174,18 @@ impl<'a> Pulling<'a> {
         }
         self.check_room(&wanted)?;
         self.report(Stage::Receiving, 0);
-        stream::iter(wanted)
+        let mut fetched = stream::iter(wanted)
             .map(|wanted| self.fetch(wanted, notes.clone()))
-            .buffer_unordered(FETCHES_IN_FLIGHT_MAX)
-            .try_collect::<()>()
-            .await?;
+            .buffer_unordered(FETCHES_IN_FLIGHT_MAX);
+        let mut damage = None;
+        while let Some(outcome) = fetched.next().await {
+            match outcome {
+                // The rest is fetched all the same: the next pull, of a store that was mended, needs only this.
+                Err(error @ Error::Damaged { .. }) => damage = damage.or(Some(error)),
+                outcome => outcome?,
+            }
+        }
+        damage.map_or(Ok(()), Err)?;
         self.report(Stage::Finishing, 0);
         self.finish().await
     }

@@ -202,6 +202,8 @@ struct Parcel {
 enum Setback {
     /// What the journal knows of it is of no use: from the start, then.
     Restart,
+    /// The store did not take a part.
+    Rejected(Fault),
     Failed(Error),
 }
 
@@ -263,6 +265,7 @@ impl Pushing<'_> {
             match self.send_once(index, &key).await {
                 Ok(()) => return Ok(self.stored(index)),
                 Err(Setback::Restart) => self.restart(index).await?,
+                Err(Setback::Rejected(fault)) => return Err(self.error(fault)),
                 Err(Setback::Failed(error)) => return Err(error),
             }
         }
@@ -347,24 +350,30 @@ impl Pushing<'_> {
         let sending = async move {
             let at_once = (SENDING_BYTES_MAX / reader.part_bytes).clamp(1, SENDING_PARTS_MAX);
             let mut under_way = stream::FuturesUnordered::new();
-            loop {
+            let mut outcome = Ok(());
+            while outcome.is_ok() {
                 tokio::select! {
                     // Both arms lose nothing when the other one is taken.
                     parcel = take.recv(), if (under_way.len() as u64) < at_once => {
                         let Some(parcel) = parcel else { break };
                         under_way.push(this.dispatch(index, to, parcel)?);
                     }
-                    Some(sent) = under_way.next() => this.arrived(index, reader, sent)?,
+                    Some(sent) = under_way.next() => outcome = this.arrived(index, reader, sent),
                 }
             }
+            // Those that are on their way need not be sent again when the push goes on, whatever became of another.
             while let Some(sent) = under_way.next().await {
-                this.arrived(index, reader, sent)?;
+                outcome = outcome.and(this.arrived(index, reader, sent));
             }
-            Ok(())
+            outcome
         };
         let (produced, sent) = tokio::join!(producing, sending);
-        sent.and(produced)?;
-        self.complete(index, &upload).await
+        match sent.and(produced) {
+            // A request to complete it that was interrupted may have reached the store all the same.
+            Err(Setback::Rejected(fault)) => self.was_completed(index, &upload, fault).await.map(drop),
+            Err(setback) => Err(setback),
+            Ok(()) => self.complete(index, &upload).await,
+        }
     }
 
     /// Begins to send a part.
@@ -401,8 +410,7 @@ impl Pushing<'_> {
     ) -> Result<(), Setback> {
         let etag = match sent {
             Ok(etag) => etag,
-            Err(Fault::NoUpload) => return Err(Setback::Restart),
-            Err(fault) => return Err(self.error(fault).into()),
+            Err(fault) => return Err(Setback::Rejected(fault)),
         };
         self.journal.done(index, number, etag)?;
         self.done_bytes += reader.content_bytes(&self.journal.files[index].parts[&number]);

@@ -39,6 +39,8 @@ pub(crate) enum Harm {
     FlipAnswer(usize),
     /// It stays where it is after so many bytes of its body, until the client goes away or [`Proxy::release`].
     Hold(usize),
+    /// The same before anything of it is passed on.
+    HoldAll,
 }
 
 #[derive(Debug)]
@@ -88,24 +90,24 @@ impl Proxy {
             while let Ok((stream, _)) = listener.accept().await {
                 let shared = accepting.clone();
                 // A connection that breaks is what this is for.
-                tokio::spawn(async move { shared.serve(stream).await.ok() });
+                tokio::spawn(async move { Box::pin(shared.serve(stream)).await.ok() });
             }
         });
         Self { shared, address }
     }
 
-    /// Harms requests whose first line has the pattern: so many, after so many others.
+    /// Harms requests whose head has the pattern: so many, after so many others.
     pub(crate) fn harm(&self, pattern: &'static str, skip: usize, times: usize, harm: Harm) {
-        self.shared.rules.lock().unwrap().push(Rule { pattern, skip, times, harm });
+        self.shared.rules.lock().expect("no test panicked here").push(Rule { pattern, skip, times, harm });
     }
 
     /// All harm that was asked for has been done.
     pub(crate) fn is_done(&self) -> bool {
-        self.shared.rules.lock().unwrap().iter().all(|rule| rule.times == 0)
+        self.shared.rules.lock().expect("no test panicked here").iter().all(|rule| rule.times == 0)
     }
 
     pub(crate) fn heal(&self) {
-        self.shared.rules.lock().unwrap().clear();
+        self.shared.rules.lock().expect("no test panicked here").clear();
         self.shared.limit.store(u64::MAX, Ordering::SeqCst);
     }
 
@@ -141,9 +143,9 @@ impl Proxy {
 }
 
 impl Shared {
-    fn choose(&self, first_line: &str) -> Option<Harm> {
-        let mut rules = self.rules.lock().unwrap();
-        let rule = rules.iter_mut().find(|rule| rule.times > 0 && first_line.contains(rule.pattern))?;
+    fn choose(&self, head: &str) -> Option<Harm> {
+        let mut rules = self.rules.lock().expect("no test panicked here");
+        let rule = rules.iter_mut().find(|rule| rule.times > 0 && head.contains(rule.pattern))?;
         if rule.skip > 0 {
             rule.skip -= 1;
             return None;
@@ -159,7 +161,7 @@ impl Shared {
         if number > self.limit.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let harm = self.choose(text.lines().next().unwrap_or_default());
+        let harm = self.choose(&text);
         if harm == Some(Harm::Busy) {
             return refuse(&mut client, content_length(&text) - body.len()).await;
         }
@@ -167,6 +169,9 @@ impl Shared {
             // Until the client has had enough.
             while client.read(&mut [0; PIECE_BYTES]).await? > 0 {}
             return Ok(());
+        }
+        if harm == Some(Harm::HoldAll) {
+            self.hold(&client).await?;
         }
         let mut server = TcpStream::connect(self.upstream).await?;
         // The answer ends where the connection does.
@@ -197,12 +202,7 @@ impl Shared {
                     piece[flip - at] ^= 1
                 }
                 Some(Harm::Hold(hold)) if at + piece.len() > hold && !*self.released.borrow() => {
-                    self.held.send_modify(|held| *held += 1);
-                    let mut released = self.released.subscribe();
-                    tokio::select! {
-                        _ = released.wait_for(|released| *released) => {}
-                        gone = wait_gone(client) => return gone,
-                    }
+                    self.hold(client).await?;
                 }
                 _ => {}
             }
@@ -212,6 +212,15 @@ impl Shared {
             piece.clear();
         }
         Ok(())
+    }
+
+    async fn hold(&self, client: &TcpStream) -> io::Result<()> {
+        self.held.send_modify(|held| *held += 1);
+        let mut released = self.released.subscribe();
+        tokio::select! {
+            _ = released.wait_for(|released| *released) => Ok(()),
+            gone = wait_gone(client) => gone,
+        }
     }
 
     async fn pass_answer(
