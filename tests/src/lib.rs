@@ -11,6 +11,7 @@
 //! - [`tree`]: root file systems for images;
 //! - [`vm`]: images of virtual machines, built once for all tests;
 //! - [`registry`]: a real registry, images for it, and a proxy before it that counts and does harm;
+//! - [`engine`]: one body of a test on every engine;
 //! - [`archive`]: archives written by hand;
 //! - [`probe`]: programs that attack from inside, built from `probes/`.
 //!
@@ -18,6 +19,7 @@
 
 pub mod archive;
 pub mod binary;
+pub mod engine;
 pub mod http;
 pub mod kernel;
 pub mod network;

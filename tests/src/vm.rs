@@ -12,13 +12,22 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{binary, cache_dir, checkout, tree};
+use crate::{binary, cache_dir, checkout, server::Options, tree};
 
 /// Name of the image of a machine that lives in its memory: busybox, with the agent as its first process.
 pub const INITRAMFS_IMAGE: &str = "tiny";
 
 /// Name of the image with Debian and systemd on a disk of 2 GiB, with the agent as a service.
 pub const DEBIAN_IMAGE: &str = "debian-vm";
+
+/// How a server is started whose sandboxes are virtual machines of [`INITRAMFS_IMAGE`] unless a request says otherwise;
+/// `more` are further lines of its configuration.
+pub fn options(more: &str) -> Options {
+    let config = format!(
+        "default_engine: qemu\ndefault_image: {INITRAMFS_IMAGE}\ndefaults:\n  mem_limit_mb: 256\n{more}"
+    );
+    Options { config: Some(config), ..Options::default() }
+}
 
 /// Whether images can be built and booted here; else the test is skipped aloud.
 pub fn bootable(name: &str) -> bool {
@@ -27,7 +36,10 @@ pub fn bootable(name: &str) -> bool {
     }
     let paths = std::env::var_os("PATH").unwrap_or_default();
     for program in ["qemu-system-x86_64", "qemu-img", "mke2fs", "depmod", "dpkg-deb"] {
-        if !std::env::split_paths(&paths).chain(["/usr/sbin".into()]).any(|folder| folder.join(program).exists()) {
+        if !std::env::split_paths(&paths)
+            .chain(["/usr/sbin".into()])
+            .any(|folder| folder.join(program).exists())
+        {
             crate::skip(name, &format!("{program} is not installed"));
             return false;
         }
@@ -60,7 +72,8 @@ pub fn debian_image(data: &Path) {
 
 /// A tree of Debian with systemd, for whoever builds an image of it.
 pub fn debian_root() -> tempfile::TempDir {
-    let root = tempfile::Builder::new().prefix("sandhaus-root-").tempdir_in(cache_dir()).expect("make a folder");
+    let root =
+        tempfile::Builder::new().prefix("sandhaus-root-").tempdir_in(cache_dir()).expect("make a folder");
     let cache = cached("guest-tree", &["tree.sh"]);
     ran(Command::new(guest("image-root.sh")).arg(cache).arg(root.path()));
     root

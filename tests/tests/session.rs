@@ -4,103 +4,95 @@ use std::time::Instant;
 
 use sandhaus_client::wire::{ExecResult, SessionInfo};
 use sandhaus_tests::{
-    runnable,
+    engine::Engine,
+    on_every_engine, runnable,
     server::{DataDir, Options, Server, with_server},
     session::{Session, base64},
 };
 use serde_json::{Value, json};
 
-#[test]
-fn a_session_lives_from_create_to_delete() {
-    with_server("a_session_lives_from_create_to_delete", |server| {
-        let http = server.http();
-        assert_eq!(http.get("/healthz").expect(200).json::<Value>(), json!({"status": "ok"}));
-        let created: SessionInfo = http.post("/v1/sessions", &json!({"image": "host"})).expect(201).json();
-        assert_eq!((created.status.as_str(), created.cwd.as_str()), ("running", "/workspace"));
-        assert_eq!(created.image, "host");
-        assert_eq!(created.acquire_source.as_deref(), Some("cold"));
-        let parts: Vec<_> = created.id.split('-').map(str::len).collect();
-        assert_eq!(parts, [8, 3]);
+on_every_engine!(
+    a_session_lives_from_create_to_delete,
+    a_shell_keeps_its_state_between_commands,
+    commands_of_any_shape_run,
+    output_is_bounded_and_says_so,
+    a_stream_arrives_while_the_command_runs,
+    files_go_in_and_out_unchanged,
+);
 
-        let listed: Vec<SessionInfo> = http.get("/v1/sessions").expect(200).json();
-        assert_eq!(listed.iter().map(|session| session.id.as_str()).collect::<Vec<_>>(), [&created.id]);
-        let session = Session::at(&http, &created.id);
-        assert_eq!(session.info().id, created.id);
-        let result = session.exec("echo hello; echo to stderr >&2; exit 7");
-        assert_eq!((result.exit_code, result.output.as_str()), (7, "hello\nto stderr\n"));
+fn a_session_lives_from_create_to_delete(server: &Server, engine: Engine) {
+    let http = server.http();
+    assert_eq!(http.get("/healthz").expect(200).json::<Value>(), json!({"status": "ok"}));
+    let created: SessionInfo =
+        http.post("/v1/sessions", &json!({"image": engine.image()})).expect(201).json();
+    assert_eq!((created.status.as_str(), created.cwd.as_str()), ("running", "/workspace"));
+    assert_eq!(created.image, engine.image());
+    assert_eq!(created.acquire_source.as_deref(), Some("cold"));
+    let parts: Vec<_> = created.id.split('-').map(str::len).collect();
+    assert_eq!(parts, [8, 3]);
 
-        session.delete();
-        session.delete();
-        assert_eq!(http.get("/v1/sessions").expect(200).json::<Value>(), json!([]));
-        assert_eq!(http.get(&session.route("")).expect(200).json::<SessionInfo>().status, "destroyed");
-        assert_eq!(session.try_exec(&json!({"cmd": "true"})).expect(409).error_code(), "SESSION_NOT_RUNNING");
-        let all: Vec<SessionInfo> = http.get("/v1/sessions?status=all").expect(200).json();
-        assert_eq!(all.len(), 1);
-    });
+    let listed: Vec<SessionInfo> = http.get("/v1/sessions").expect(200).json();
+    assert_eq!(listed.iter().map(|session| session.id.as_str()).collect::<Vec<_>>(), [&created.id]);
+    let session = Session::at(&http, &created.id);
+    assert_eq!(session.info().id, created.id);
+    let result = session.exec("echo hello; echo to stderr >&2; exit 7");
+    assert_eq!((result.exit_code, result.output.as_str()), (7, "hello\nto stderr\n"));
+
+    session.delete();
+    session.delete();
+    assert_eq!(http.get("/v1/sessions").expect(200).json::<Value>(), json!([]));
+    assert_eq!(http.get(&session.route("")).expect(200).json::<SessionInfo>().status, "destroyed");
+    assert_eq!(session.try_exec(&json!({"cmd": "true"})).expect(409).error_code(), "SESSION_NOT_RUNNING");
+    let all: Vec<SessionInfo> = http.get("/v1/sessions?status=all").expect(200).json();
+    assert_eq!(all.len(), 1);
 }
 
-#[test]
-fn a_shell_keeps_its_state_between_commands() {
-    with_server("a_shell_keeps_its_state_between_commands", |server| {
-        let session = Session::create(&server.http(), &json!({}));
-        assert_eq!(session.exec("mkdir -p a/b && cd a/b").cwd, "/workspace/a/b");
-        session.output(
-            "export EXPORTED='one two'; plain=3; f() { echo \"f $1\"; }; umask 077; set -o noclobber",
-        );
-        assert_eq!(
-            session.output("pwd; echo \"$EXPORTED $plain\"; f x; umask"),
-            "/workspace/a/b\none two 3\nf x\n0077"
-        );
-        assert_ne!(session.exec("echo 1 > file; echo 2 > file").exit_code, 0);
-        assert_eq!(session.output("sleep 1000 & jobs -p | wc -l"), "1");
-        assert_eq!(session.output("jobs -r | wc -l"), "1");
+fn a_shell_keeps_its_state_between_commands(server: &Server, _: Engine) {
+    let session = Session::create(&server.http(), &json!({}));
+    assert_eq!(session.exec("mkdir -p a/b && cd a/b").cwd, "/workspace/a/b");
+    session.output("export EXPORTED='one two'; plain=3; f() { echo \"f $1\"; }; umask 077; set -o noclobber");
+    assert_eq!(
+        session.output("pwd; echo \"$EXPORTED $plain\"; f x; umask"),
+        "/workspace/a/b\none two 3\nf x\n0077"
+    );
+    assert_ne!(session.exec("echo 1 > file; echo 2 > file").exit_code, 0);
+    assert_eq!(session.output("sleep 1000 & jobs -p | wc -l"), "1");
+    assert_eq!(session.output("jobs -r | wc -l"), "1");
 
-        // Unbalanced quotes, reading standard input, and a shell that ends do not wedge the session.
-        assert_ne!(session.exec("echo \"open").exit_code, 0);
-        assert_eq!(session.output("cat; read line; echo after"), "after");
-        assert_eq!(session.exec("exit 3").exit_code, 3);
-        assert_eq!(session.output("pwd; echo \"[$plain]\""), "/workspace/a/b\n[]");
-        assert_eq!(session.exec("kill -9 $$").exit_code, 137);
-        assert_eq!(session.output("echo alive"), "alive");
-        assert_eq!(
-            session.output("python3 -c 'import sys; print(sys.stdout.isatty(), sys.stdin.isatty())'"),
-            "True False"
-        );
-    });
+    // Unbalanced quotes, reading standard input, and a shell that ends do not wedge the session.
+    assert_ne!(session.exec("echo \"open").exit_code, 0);
+    assert_eq!(session.output("cat; read line; echo after"), "after");
+    assert_eq!(session.exec("exit 3").exit_code, 3);
+    assert_eq!(session.output("pwd; echo \"[$plain]\""), "/workspace/a/b\n[]");
+    assert_eq!(session.exec("kill -9 $$").exit_code, 137);
+    assert_eq!(session.output("echo alive"), "alive");
+    assert_eq!(
+        session.output("[ -t 1 ] && echo its output; [ -t 0 ] || echo not its input"),
+        "its output\nnot its input"
+    );
 }
 
-#[test]
-fn commands_of_any_shape_run() {
-    with_server("commands_of_any_shape_run", |server| {
-        let session = Session::create(&server.http(), &json!({}));
-        assert_eq!(session.output("cat <<'END'\nit's \"$HOME\"\nEND"), "it's \"$HOME\"");
-        let long = format!("# {}\necho counted: ${{#HOME}}", "x".repeat(900_000));
-        assert_eq!(session.output(&long), "counted: 13");
-        assert_eq!(session.output("printf 'no newline'"), "no newline");
-        assert_eq!(session.exec("printf '\\033[31mred\\033[0m\\r\\n'").output, "red\n");
-        let raw: ExecResult = session
-            .try_exec(&json!({"cmd": "printf '\\033[31mred\\n'", "raw_output": true}))
-            .expect(200)
-            .json();
-        assert!(raw.output.contains("\u{1b}[31mred"), "{:?}", raw.output);
-        assert_eq!(session.output("printf 'a\\xffb'"), "a\u{fffd}b");
-        assert_eq!(
-            session.output("for i in $(seq 20); do (sleep 0.01 &) ; done; ls /workspace | wc -l"),
-            "0"
-        );
-    });
+fn commands_of_any_shape_run(server: &Server, _: Engine) {
+    let session = Session::create(&server.http(), &json!({}));
+    assert_eq!(session.output("cat <<'END'\nit's \"$HOME\"\nEND"), "it's \"$HOME\"");
+    let long = format!("# {}\necho counted: ${{#HOME}}", "x".repeat(900_000));
+    assert_eq!(session.output(&long), "counted: 13");
+    assert_eq!(session.output("printf 'no newline'"), "no newline");
+    assert_eq!(session.exec("printf '\\033[31mred\\033[0m\\r\\n'").output, "red\n");
+    let raw: ExecResult =
+        session.try_exec(&json!({"cmd": "printf '\\033[31mred\\n'", "raw_output": true})).expect(200).json();
+    assert!(raw.output.contains("\u{1b}[31mred"), "{:?}", raw.output);
+    assert_eq!(session.output("printf 'a\\xffb'"), "a\u{fffd}b");
+    assert_eq!(session.output("for i in $(seq 20); do (sleep 0.01 &) ; done; ls /workspace | wc -l"), "0");
 }
 
-#[test]
-fn output_is_bounded_and_says_so() {
-    with_server("output_is_bounded_and_says_so", |server| {
-        let session = Session::create(&server.http(), &json!({}));
-        let flood = session.exec("yes 0123456789abcde | head -c 6000000; echo END; exit 5");
-        assert_eq!((flood.exit_code, flood.truncated, flood.output.len()), (5, true, 5 << 20));
-        assert!(flood.output.starts_with("0123456789abcde\n") && !flood.output.contains("END"));
-        let whole = session.exec("yes 0123456789abcde | head -c 4000000");
-        assert_eq!((whole.truncated, whole.output.len()), (false, 4_000_000));
-    });
+fn output_is_bounded_and_says_so(server: &Server, _: Engine) {
+    let session = Session::create(&server.http(), &json!({}));
+    let flood = session.exec("yes 0123456789abcde | head -c 6000000; echo END; exit 5");
+    assert_eq!((flood.exit_code, flood.truncated, flood.output.len()), (5, true, 5 << 20));
+    assert!(flood.output.starts_with("0123456789abcde\n") && !flood.output.contains("END"));
+    let whole = session.exec("yes 0123456789abcde | head -c 4000000");
+    assert_eq!((whole.truncated, whole.output.len()), (false, 4_000_000));
 }
 
 #[test]
@@ -130,81 +122,70 @@ fn a_timeout_ends_the_command_and_spares_the_shell() {
     });
 }
 
-#[test]
-fn a_stream_arrives_while_the_command_runs() {
-    with_server("a_stream_arrives_while_the_command_runs", |server| {
-        let session = Session::create(&server.http(), &json!({}));
-        session.output("mkfifo gate");
-        let mut events = session.events(&json!({"cmd": "echo first; cat gate; printf 'last\\u2028\\u0085'"}));
-        let (name, data) = events.next().expect("an event before the end");
-        assert_eq!((name.as_str(), data["chunk"].as_str()), ("chunk", Some("first\n")));
-        // The command waits for this file operation: it can only end after its first line has arrived here.
-        let opener = Session::at(&server.http(), &session.id);
-        let writer = std::thread::spawn(move || opener.write("from-host", b"x"));
-        writer.join().expect("the write succeeds beside a running command");
-        server
-            .http()
-            .post(
-                &session.route("/toolbox/process/execute"),
-                &json!({"command": "sh -c 'echo opened > /workspace/gate'"}),
-            )
-            .expect(200);
-        let rest: Vec<_> = events.collect();
-        let text: String = rest.iter().filter_map(|(_, data)| data["chunk"].as_str()).collect();
-        assert_eq!(text, "opened\nlast\u{2028}\u{85}");
-        let (name, done) = rest.last().expect("the stream has an end");
-        assert_eq!(
-            (name.as_str(), done["exit_code"].as_i64(), done["cwd"].as_str()),
-            ("done", Some(0), Some("/workspace"))
-        );
-    });
+fn a_stream_arrives_while_the_command_runs(server: &Server, _: Engine) {
+    let session = Session::create(&server.http(), &json!({}));
+    session.output("mkfifo gate");
+    let mut events = session.events(&json!({"cmd": "echo first; cat gate; printf 'last\\u2028\\u0085'"}));
+    let (name, data) = events.next().expect("an event before the end");
+    assert_eq!((name.as_str(), data["chunk"].as_str()), ("chunk", Some("first\n")));
+    // The command waits for this file operation: it can only end after its first line has arrived here.
+    let opener = Session::at(&server.http(), &session.id);
+    let writer = std::thread::spawn(move || opener.write("from-host", b"x"));
+    writer.join().expect("the write succeeds beside a running command");
+    server
+        .http()
+        .post(
+            &session.route("/toolbox/process/execute"),
+            &json!({"command": "sh -c 'echo opened > /workspace/gate'"}),
+        )
+        .expect(200);
+    let rest: Vec<_> = events.collect();
+    let text: String = rest.iter().filter_map(|(_, data)| data["chunk"].as_str()).collect();
+    assert_eq!(text, "opened\nlast\u{2028}\u{85}");
+    let (name, done) = rest.last().expect("the stream has an end");
+    assert_eq!(
+        (name.as_str(), done["exit_code"].as_i64(), done["cwd"].as_str()),
+        ("done", Some(0), Some("/workspace"))
+    );
 }
 
-#[test]
-fn files_go_in_and_out_unchanged() {
-    with_server("files_go_in_and_out_unchanged", |server| {
-        let http = server.http();
-        let session = Session::create(&http, &json!({}));
-        let every: Vec<u8> = (0..=255).collect();
-        session.write("bytes.bin", &every);
-        assert_eq!(session.read("/workspace/bytes.bin"), every);
-        session.write("empty", b"");
-        assert_eq!(session.read("empty"), b"");
-        session.write("made/on/the/way", "text\n".as_bytes());
-        assert_eq!(
-            session
-                .output("cat made/on/the/way; stat -c '%U %a' made/on/the/way; echo more >> made/on/the/way"),
-            "text\nsandbox 644"
-        );
+fn files_go_in_and_out_unchanged(server: &Server, _: Engine) {
+    let http = server.http();
+    let session = Session::create(&http, &json!({}));
+    let every: Vec<u8> = (0..=255).collect();
+    session.write("bytes.bin", &every);
+    assert_eq!(session.read("/workspace/bytes.bin"), every);
+    session.write("empty", b"");
+    assert_eq!(session.read("empty"), b"");
+    session.write("made/on/the/way", "text\n".as_bytes());
+    assert_eq!(
+        session.output("cat made/on/the/way; stat -c '%u %a' made/on/the/way; echo more >> made/on/the/way"),
+        "text\n1000 644"
+    );
 
-        let large: Vec<u8> =
-            (0..9_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        let mut form =
-            b"--edge\r\nContent-Disposition: form-data; name=\"path\"\r\n\r\n/workspace/up\r\n".to_vec();
-        form.extend(
-            b"--edge\r\nContent-Disposition: form-data; name=\"file\"; filename=\"large.bin\"\r\n\r\n",
-        );
-        form.extend(&large);
-        form.extend(b"\r\n--edge--\r\n");
-        let up = http
-            .send("POST", &session.route("/fs/upload"), "multipart/form-data; boundary=edge", &form)
-            .expect(200);
-        assert_eq!(up.json::<Value>(), json!({"ok": true, "paths": ["/workspace/up/large.bin"]}));
-        assert_eq!(session.read("up/large.bin"), large);
-        let cut =
-            http.get(&session.route("/fs/read?path=up/large.bin&max_bytes=10")).expect(200).json::<Value>();
-        assert_eq!(
-            (cut["truncated"].as_bool(), cut["content_base64"].as_str()),
-            (Some(true), Some(base64(&large[..10]).as_str()))
-        );
+    let large: Vec<u8> = (0..9_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut form =
+        b"--edge\r\nContent-Disposition: form-data; name=\"path\"\r\n\r\n/workspace/up\r\n".to_vec();
+    form.extend(b"--edge\r\nContent-Disposition: form-data; name=\"file\"; filename=\"large.bin\"\r\n\r\n");
+    form.extend(&large);
+    form.extend(b"\r\n--edge--\r\n");
+    let up = http
+        .send("POST", &session.route("/fs/upload"), "multipart/form-data; boundary=edge", &form)
+        .expect(200);
+    assert_eq!(up.json::<Value>(), json!({"ok": true, "paths": ["/workspace/up/large.bin"]}));
+    assert_eq!(session.read("up/large.bin"), large);
+    let cut = http.get(&session.route("/fs/read?path=up/large.bin&max_bytes=10")).expect(200).json::<Value>();
+    assert_eq!(
+        (cut["truncated"].as_bool(), cut["content_base64"].as_str()),
+        (Some(true), Some(base64(&large[..10]).as_str()))
+    );
 
-        assert_eq!(session.try_read("absent").expect(404).error_code(), "FILE_NOT_FOUND");
-        for bad in ["/etc/passwd", "../../etc/passwd", "/workspace/../etc/passwd", ""] {
-            assert_eq!(session.try_read(bad).expect(400).error_code(), "INVALID_REQUEST", "{bad}");
-        }
-        let both = json!({"path": "x", "text": "a", "content_base64": "YQ=="});
-        assert_eq!(http.post(&session.route("/fs/write"), &both).expect(400).error_code(), "INVALID_REQUEST");
-    });
+    assert_eq!(session.try_read("absent").expect(404).error_code(), "FILE_NOT_FOUND");
+    for bad in ["/etc/passwd", "../../etc/passwd", "/workspace/../etc/passwd", ""] {
+        assert_eq!(session.try_read(bad).expect(400).error_code(), "INVALID_REQUEST", "{bad}");
+    }
+    let both = json!({"path": "x", "text": "a", "content_base64": "YQ=="});
+    assert_eq!(http.post(&session.route("/fs/write"), &both).expect(400).error_code(), "INVALID_REQUEST");
 }
 
 #[test]
