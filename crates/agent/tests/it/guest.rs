@@ -312,6 +312,8 @@ fn an_agent_that_was_started_anew_waits_to_be_greeted() {
     let Some(mut guest) = Guest::start() else { return };
     guest.greet(&hello("one", 1));
     let machine_id = guest.read("/etc/machine-id");
+    // The shell is there: a child that is just being made has the agent's listener until it is a program of its own.
+    assert_eq!(guest.shell("echo $OF_BOOT"), "one.1\n");
     guest.restart_agent();
     assert_eq!(guest.from(HOST, "GET", "/work-dir", &[]).refusal(), (503, NOT_GREETED.to_owned()));
     let shown = [("authorization", "Bearer 0123456789abcdef0123456789abcdef")];
