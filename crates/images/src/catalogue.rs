@@ -24,8 +24,8 @@ use crate::{
     layout,
     registry::manifest::Platform,
     root::Limits,
-    vm::Manifest,
     store::{self, ChangeLock, Scratch, Store},
+    vm::Manifest,
 };
 
 /// How long a layer is kept that no image has, so that a pull which was cut short need not fetch it again.

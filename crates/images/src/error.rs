@@ -107,7 +107,9 @@ pub enum Error {
         problem: String,
     },
     /// There is not enough room for a build.
-    #[error("the build needs about {needed_bytes} bytes of disk, {free_bytes} are free beneath the data directory")]
+    #[error(
+        "the build needs about {needed_bytes} bytes of disk, {free_bytes} are free beneath the data directory"
+    )]
     NoRoom {
         /// What it needs.
         needed_bytes: u64,

@@ -5,7 +5,6 @@ use std::{
     fs::File,
     io::BufWriter,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::fs::{Stat, Timespec};
@@ -13,8 +12,8 @@ use sandhaus_protocol::initramfs::{self as document, Init, Initramfs};
 
 use super::{
     BUILD_TIME_S, BuildProgress, BuildReport, BuildVm, BuiltVm, COMMAND_LINE_BYTES_MAX, Compression,
-    DISK_BYTES_DEFAULT, DISK_BYTES_MIN, FileRecord, Form, INITRAMFS, KERNEL, KernelRecord, Layering, Manifest,
-    Origin, Purpose, Stage, VmSource,
+    DISK_BYTES_DEFAULT, DISK_BYTES_MIN, FileRecord, Form, INITRAMFS, KERNEL, KernelRecord, Layering,
+    Manifest, Origin, Purpose, Stage, VmSource,
     cpio::Cpio,
     filesystem,
     guest::{self, Content, InitSystem, Look, Piece},
@@ -57,7 +56,16 @@ const ROOM_BYTES_MIN: u64 = 256 << 20;
 
 /// Packages that an installed Debian has besides the essential ones.
 const PACKAGES: &[&str] = &[
-    "systemd-sysv", "dbus", "udev", "kmod", "iproute2", "iputils-ping", "ca-certificates", "curl", "sudo", "procps",
+    "systemd-sysv",
+    "dbus",
+    "udev",
+    "kmod",
+    "iproute2",
+    "iputils-ping",
+    "ca-certificates",
+    "curl",
+    "sudo",
+    "procps",
     "less",
 ];
 
@@ -131,13 +139,18 @@ impl Made {
 impl Catalogue {
     /// Builds an image of a virtual machine and gives it the next version of a name. Blocking, for as long as a minute;
     /// nothing is visible until it is whole.
-    pub fn build_vm(&self, name: &ImageName, build: &BuildVm<'_>, report: BuildReport<'_>) -> Result<BuiltVm> {
+    pub fn build_vm(
+        &self,
+        name: &ImageName,
+        build: &BuildVm<'_>,
+        report: BuildReport<'_>,
+    ) -> Result<BuiltVm> {
         self.refuse_versions_of(name)?;
         check(build)?;
         let scratch = self.vm_scratch(ROOM_BYTES_MIN)?;
         let tools = Tools::new(&scratch, &build.interrupt);
         let whole = scratch.directory("image")?;
-        let mut work = Work { catalogue: self, build, tools, scratch: &scratch, whole, report };
+        let mut work = Work { catalogue: self, build, tools, whole, report };
         let made = match &build.source {
             VmSource::Disk(disk) => stock::make(&mut work, disk)?,
             VmSource::Debian { .. } | VmSource::Tree(_) | VmSource::Image(_) => from_tree(&mut work)?,
@@ -196,7 +209,6 @@ pub(crate) struct Work<'a> {
     pub(crate) catalogue: &'a Catalogue,
     pub(crate) build: &'a BuildVm<'a>,
     pub(crate) tools: Tools<'a>,
-    scratch: &'a Scratch,
     /// The image's folder.
     pub(crate) whole: PathBuf,
     report: BuildReport<'a>,
@@ -300,7 +312,10 @@ fn first_line(text: &[u8]) -> String {
 pub(crate) fn link_disk(catalogue: &Catalogue, base: &ImageName, whole: &Path) -> Result<usize> {
     let disk = catalogue.tree(base)?.disk.filter(|disk| !disk.layers.is_empty());
     let Some(disk) = disk else {
-        return Err(Error::Form { image: base.to_string(), problem: "has no disk of a virtual machine to lie over" });
+        return Err(Error::Form {
+            image: base.to_string(),
+            problem: "has no disk of a virtual machine to lie over",
+        });
     };
     for (place, layer) in disk.layers.iter().enumerate() {
         let name = whole.join(layer_name(place));
@@ -321,7 +336,11 @@ pub(crate) fn write_initramfs(
     let file = File::create_new(&path).map_err(Error::at(&path))?;
     let mut archive = Cpio::new(BufWriter::new(file));
     let text = serde_json::to_vec(document).map_err(|error| Error::at(&path)(std::io::Error::from(error)))?;
-    crate::root::within("the description of an initial file system", text.len() as u64, document::BYTES_MAX as u64)?;
+    crate::root::within(
+        "the description of an initial file system",
+        text.len() as u64,
+        document::BYTES_MAX as u64,
+    )?;
     let description = document::PATH.trim_start_matches('/');
     archive.file("init", 0o755, agent)?;
     archive.file(description, 0o644, &text)?;
@@ -365,8 +384,7 @@ pub(crate) fn write_kernel(
 
 /// Builds from files.
 fn from_tree(work: &mut Work<'_>) -> Result<Made> {
-    let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let began_s = i64::try_from(began.as_secs()).unwrap_or(i64::MAX);
+    let began = filesystem::beginning(&work.tools)?;
     let tree = work.tools.directory("tree")?;
     let (origin, config) = fill(work, &tree)?;
     let content_bytes = filesystem::content_bytes(&tree)?;
@@ -379,14 +397,17 @@ fn from_tree(work: &mut Work<'_>) -> Result<Made> {
     };
 
     work.stage(Stage::Kernel)?;
-    let kernel =
-        kernel::choose(&work.tools, &work.build.kernel, work.build.modules.as_deref(), Some(&tree))?;
+    let kernel = kernel::choose(&work.tools, &work.build.kernel, work.build.modules.as_deref(), Some(&tree))?;
     let modules = kernel.first_modules(&work.tools)?;
     if matches!(work.build.form, Form::Disk(_)) {
         kernel.install(&tree)?;
     }
-    write_pieces(&tree, &guest::pieces(&look, init, work.build.agent)?)?;
-    filesystem::settle_times(&tree, began_s)?;
+    let mut pieces = guest::pieces(&look, init, work.build.agent)?;
+    if init == InitSystem::Systemd && matches!(work.build.source, VmSource::Debian { .. }) {
+        pieces.extend(guest::quiet_pieces());
+    }
+    write_pieces(&tree, &pieces)?;
+    filesystem::settle_times(&tree, began)?;
 
     work.stage(Stage::FileSystem)?;
     let mut document = Initramfs { modules: module_paths(&modules), root: None };
@@ -418,7 +439,7 @@ fn from_tree(work: &mut Work<'_>) -> Result<Made> {
         agent: Some(BlobDigest::of(work.build.agent).to_string()),
         command_line: work.command_line(""),
         config,
-        tools: work.versions()?,
+        tools: if work.build.form == Form::Memory { BTreeMap::new() } else { work.versions()? },
     })
 }
 
@@ -476,7 +497,11 @@ const INSTALLED: &str = "installed.tar";
 /// Installs Debian's packages into an archive.
 fn install(tools: &Tools<'_>, suite: &str, purpose: Purpose) -> Result<()> {
     let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if suite.is_empty() || suite.len() > SUITE_BYTES_MAX || suite.starts_with('-') || !suite.bytes().all(letters) {
+    if suite.is_empty()
+        || suite.len() > SUITE_BYTES_MAX
+        || suite.starts_with('-')
+        || !suite.bytes().all(letters)
+    {
         return Err(Error::Source("the suite of Debian should be one such as bookworm".to_owned()));
     }
     let mut packages = PACKAGES.to_vec();
@@ -485,11 +510,18 @@ fn install(tools: &Tools<'_>, suite: &str, purpose: Purpose) -> Result<()> {
     }
     let packages = format!("--include={}", packages.join(","));
     let options = [
-        "--quiet", "--mode=root", "--variant=minbase", "--format=tar",
+        "--quiet",
+        "--mode=root",
+        "--variant=minbase",
+        "--format=tar",
         "--aptopt=APT::Install-Recommends \"false\"",
-        "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-include=/usr/share/locale/locale.alias",
-        &packages, suite, INSTALLED,
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=path-include=/usr/share/locale/locale.alias",
+        &packages,
+        suite,
+        INSTALLED,
     ];
     tools.run(MMDEBSTRAP, &options).map(drop)
 }

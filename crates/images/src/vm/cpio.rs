@@ -146,7 +146,10 @@ impl<W: Write> Cpio<W> {
         let copied = io::copy(content, &mut counted).map_err(failed)?;
         self.written += copied;
         if copied != length {
-            return Err(Error::Source(format!("file {} changed while it was read", crate::root::shown(path))));
+            return Err(Error::Source(format!(
+                "file {} changed while it was read",
+                crate::root::shown(path)
+            )));
         }
         self.pad()
     }
@@ -223,7 +226,8 @@ mod tests {
                 let digits = std::str::from_utf8(&bytes[6 + index * 8..14 + index * 8]).unwrap();
                 u32::from_str_radix(digits, 16).unwrap()
             };
-            let (number, mode, size, name_length) = (field(0), field(1), field(6) as usize, field(11) as usize);
+            let (number, mode, size, name_length) =
+                (field(0), field(1), field(6) as usize, field(11) as usize);
             let name = String::from_utf8(bytes[110..110 + name_length - 1].to_vec()).unwrap();
             let start = (110 + name_length).next_multiple_of(4);
             if name == TRAILER {
@@ -254,7 +258,10 @@ mod tests {
     #[test]
     fn cpio_reads_it() {
         let Some(path) = std::env::var_os("PATH") else { return };
-        assert!(std::env::split_paths(&path).any(|folder| folder.join("cpio").exists()), "cpio is not installed");
+        assert!(
+            std::env::split_paths(&path).any(|folder| folder.join("cpio").exists()),
+            "cpio is not installed"
+        );
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("archive"), packed()).unwrap();
         let archive = File::open(folder.path().join("archive")).unwrap();

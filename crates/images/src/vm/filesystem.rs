@@ -64,7 +64,9 @@ pub(crate) fn make(tools: &Tools<'_>, tree: &Path, disk: &str, size_bytes: u64) 
     // Nothing is left for the guest to fill in later: each sandbox's overlay would grow by it.
     let options = format!("hash_seed={HASH_SEED},lazy_itable_init=0,lazy_journal_init=0,nodiscard");
     let mut arguments: Vec<&OsStr> = Vec::new();
-    for argument in ["-q", "-F", "-t", "ext4", "-m", "1", "-U", FILE_SYSTEM_ID, "-E", &options, "-J", JOURNAL_MIB] {
+    for argument in
+        ["-q", "-F", "-t", "ext4", "-m", "1", "-U", FILE_SYSTEM_ID, "-E", &options, "-J", JOURNAL_MIB]
+    {
         arguments.push(argument.as_ref());
     }
     let label = ["-L", "sandhaus", "-d"].map(OsStr::new);
@@ -115,22 +117,46 @@ pub(crate) fn content_bytes(tree: &Path) -> Result<u64> {
         bytes += INODE;
         if found.is_dir() || found.is_file() {
             // Of a file with several names, each its part.
-            bytes += found.len().next_multiple_of(BLOCK) / found.nlink().max(1).min(if found.is_file() { u64::MAX } else { 1 });
+            bytes += found.len().next_multiple_of(BLOCK)
+                / found.nlink().max(1).min(if found.is_file() { u64::MAX } else { 1 });
         }
         Ok(())
     })?;
     Ok(bytes)
 }
 
-/// Sets every time of a tree that is later than `began_s` to one that does not depend on when it was made.
-pub(crate) fn settle_times(tree: &Path, began_s: i64) -> Result<()> {
+/// The present as file systems tell it, later than of anything that was there before.
+pub(crate) fn beginning(tools: &Tools<'_>) -> Result<(i64, i64)> {
+    let path = tools.folder().join("began");
+    let file = File::create_new(&path).map_err(Error::at(&path))?;
+    let time = || {
+        let found = file.metadata().map_err(Error::at(&path))?;
+        Ok::<_, Error>((found.mtime(), found.mtime_nsec()))
+    };
+    let first = time()?;
+    // Some milliseconds at most: the clock of file systems ticks no finer.
+    loop {
+        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let now = Timestamps { last_access: now, last_modification: now };
+        rustix::fs::futimens(&file, &now).map_err(Error::at(&path))?;
+        let time = time()?;
+        if time > first {
+            return Ok(time);
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Sets every time of a tree that is not before `began` to one that does not depend on when it was made.
+pub(crate) fn settle_times(tree: &Path, began: (i64, i64)) -> Result<()> {
     let fixed = Timespec { tv_sec: BUILD_TIME_S, tv_nsec: 0 };
     let settle = |path: &Path, found: &std::fs::Metadata| {
-        if found.mtime() < began_s {
+        if (found.mtime(), found.mtime_nsec()) < began {
             return Ok(());
         }
         let times = Timestamps { last_access: fixed, last_modification: fixed };
-        rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(Error::at(path))
+        rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(Error::at(path))
     };
     walk(tree, &mut |path, found| settle(path, found))?;
     settle(tree, &fs_err::symlink_metadata(tree).map_err(Error::at(tree))?)

@@ -60,8 +60,10 @@ fn partitions(disk: &File, size: u64) -> Result<Vec<ExtFileSystem>> {
     if read.is_err() || !header.starts_with(b"EFI PART") {
         return Err(refused("it has neither an ext4 file system nor a GUID partition table"));
     }
-    let number = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-    let long = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let number =
+        |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    let long =
+        |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
     let (table, entries, entry_bytes) = (long(&header, 72), number(&header, 80), number(&header, 84));
     if !(ENTRY_BYTES_MIN..=ENTRY_BYTES_MAX).contains(&entry_bytes) || entries > ENTRIES_MAX {
         return Err(refused("its partition table is of a size that is not known here"));
@@ -141,7 +143,8 @@ mod tests {
 
     #[test]
     fn tables_that_lie_are_refused() {
-        for partitions in [[(1, 4000, 5000)], [(1, 9, 8)], [(1, u64::MAX, u64::MAX)], [(1, u64::MAX / 2, 10)]] {
+        for partitions in [[(1, 4000, 5000)], [(1, 9, 8)], [(1, u64::MAX, u64::MAX)], [(1, u64::MAX / 2, 10)]]
+        {
             let disk = disk(4096, &partitions);
             let refused = ext_file_systems(disk.path());
             assert!(matches!(refused, Err(Error::Source(_))), "{partitions:?} gave {refused:?}");

@@ -51,6 +51,19 @@ LinkLocalAddressing=no
 
 const RESOLV: &str = "nameserver 192.168.0.1\n";
 
+/// Units of an installed Debian that wake up on their own and work on the whole system: a sandbox has no nights.
+const UNWANTED_UNITS: &[&str] = &[
+    "etc/systemd/system/apt-daily.timer",
+    "etc/systemd/system/apt-daily-upgrade.timer",
+    "etc/systemd/system/e2scrub_all.timer",
+    "etc/systemd/system/e2scrub_reap.service",
+];
+
+/// What keeps a Debian that was installed for sandboxes from working on its own.
+pub(crate) fn quiet_pieces() -> impl Iterator<Item = Piece> {
+    UNWANTED_UNITS.iter().map(|path| Piece { path, content: Content::Link("/dev/null") })
+}
+
 /// Where the facts of a tree are read.
 pub(crate) trait Look {
     /// A small file; `None` if it is not there or is no regular file.
@@ -99,7 +112,9 @@ pub(crate) fn pieces(tree: &dyn Look, init: InitSystem, agent: &[u8]) -> Result<
     let mut pieces = Vec::new();
     let mut add = |path, content| pieces.push(Piece { path, content });
     let text = |permissions, text: &str| Content::File(permissions, text.as_bytes().to_vec());
-    for path in ["dev", "etc", "proc", "sys", "run", "tmp", "home", "root", "usr", "usr/local", "usr/local/bin"] {
+    for path in
+        ["dev", "etc", "proc", "sys", "run", "tmp", "home", "root", "usr", "usr/local", "usr/local/bin"]
+    {
         let permissions = match path {
             "tmp" => 0o1777,
             "root" => 0o700,
@@ -107,12 +122,12 @@ pub(crate) fn pieces(tree: &dyn Look, init: InitSystem, agent: &[u8]) -> Result<
         };
         add(path, Content::Directory(permissions, 0));
     }
-    add(AGENT_PATH, Content::File(0o755, agent.to_vec()));
     add("etc/resolv.conf", text(0o644, RESOLV));
     if !tree.has("etc/hosts")? {
         add("etc/hosts", text(0o644, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"));
     }
     if init == InitSystem::Systemd {
+        add(AGENT_PATH, Content::File(0o755, agent.to_vec()));
         for path in [
             "etc/systemd",
             "etc/systemd/system",
@@ -132,7 +147,8 @@ pub(crate) fn pieces(tree: &dyn Look, init: InitSystem, agent: &[u8]) -> Result<
     }
     let (passwd, group) = (tree.read("etc/passwd")?, tree.read("etc/group")?);
     let shell = if tree.has("bin/bash")? { "/bin/bash" } else { "/bin/sh" };
-    let accounts = scaffold::with_user(passwd.as_deref(), group.as_deref(), (USER_NAME, "/home/daytona"), shell);
+    let accounts =
+        scaffold::with_user(passwd.as_deref(), group.as_deref(), (USER_NAME, "/home/daytona"), shell);
     let known = passwd.as_deref().and_then(|passwd| Account::find(&WORKLOAD_ID.to_string(), passwd, b""));
     if known.is_none_or(|known| known.home == "/home/daytona" || known.home == "/") {
         add("home/daytona", Content::Directory(0o755, WORKLOAD_ID));
@@ -187,19 +203,22 @@ mod tests {
         assert_eq!(InitSystem::of(&tree).unwrap(), InitSystem::Systemd);
         let pieces = pieces(&tree, InitSystem::Systemd, b"agent").unwrap();
         assert_eq!(text(&pieces, AGENT_PATH).unwrap(), "agent");
-        assert!(text(&pieces, "etc/systemd/system/sandhaus-agent.service").unwrap().contains("Restart=always"));
-        let passwd = text(&pieces, "etc/passwd").unwrap();
-        assert_eq!(
-            passwd,
-            "root:x:0:0:root:/root:/bin/bash\ndaytona:*:1000:1000::/home/daytona:/bin/bash\n"
+        assert!(
+            text(&pieces, "etc/systemd/system/sandhaus-agent.service").unwrap().contains("Restart=always")
         );
+        let passwd = text(&pieces, "etc/passwd").unwrap();
+        assert_eq!(passwd, "root:x:0:0:root:/root:/bin/bash\ndaytona:*:1000:1000::/home/daytona:/bin/bash\n");
         assert!(text(&pieces, "etc/group").unwrap().ends_with("daytona:x:1000:\n"));
         assert!(text(&pieces, "etc/sudoers.d/90-sandhaus").is_some());
         assert_eq!(text(&pieces, "etc/machine-id").unwrap(), "");
         // Everything lies in a directory that comes before it, or that every tree has.
         for (index, piece) in pieces.iter().enumerate() {
             let Some((parent, _)) = piece.path.rsplit_once('/') else { continue };
-            assert!(pieces[..index].iter().any(|before| before.path == parent), "{} has no parent", piece.path);
+            assert!(
+                pieces[..index].iter().any(|before| before.path == parent),
+                "{} has no parent",
+                piece.path
+            );
         }
     }
 

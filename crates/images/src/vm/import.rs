@@ -5,8 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     BuildProgress, BuildReport, BuiltVm, FileRecord, INITRAMFS, ImportVm, KERNEL, Origin, Stage,
     build::{Made, MadeKernel, check_command_line, link_disk, room_for},
-    layer_name,
-    qcow2,
+    layer_name, qcow2,
     tool::{QEMU_IMG, Tools},
 };
 use crate::{Catalogue, Error, ImageConfig, ImageName, Result, store};
@@ -86,7 +85,8 @@ impl Catalogue {
                 let files = self.tree(base)?.disk;
                 let (Some(record), Some(files)) = (record, files) else { return Ok(None) };
                 let Some(kernel) = files.kernel else { return Ok(None) };
-                let made = MadeKernel { origin: record.origin, release: record.release, modules: record.modules };
+                let made =
+                    MadeKernel { origin: record.origin, release: record.release, modules: record.modules };
                 (kernel, files.initramfs, made)
             }
             (None, None) => return Ok(None),
@@ -126,7 +126,7 @@ fn check(import: &ImportVm) -> Result<qcow2::Header> {
 }
 
 /// Copies a file, its holes too.
-fn copy(from: &Path, into: &Path) -> Result<()> {
+pub(crate) fn copy(from: &Path, into: &Path) -> Result<()> {
     use std::os::unix::fs::FileExt as _;
     const PIECE_BYTES: usize = 1 << 20;
     let source = std::fs::File::open(from).map_err(Error::at(from))?;

@@ -46,6 +46,11 @@ pub(crate) struct Module {
 }
 
 impl Kernel {
+    /// A kernel that was read out of a disk, with those of its modules that a machine starts with.
+    pub(crate) fn of_disk(file: PathBuf, release: String, modules: PathBuf) -> Self {
+        Self { file, release: Some(release), origin: "disk".to_owned(), modules: Some(modules), home: None }
+    }
+
     /// The modules that a machine starts with, in the order in which they are loaded. None of a kernel that came without:
     /// everything is then taken to be built in.
     pub(crate) fn first_modules(&self, tools: &Tools<'_>) -> Result<Vec<Module>> {
@@ -119,7 +124,13 @@ pub(crate) fn choose(
         KernelChoice::Automatic => match tree.map(own).transpose()?.flatten() {
             Some((file, release, home)) => {
                 let copy = copied(tools, &file)?;
-                Kernel { file: copy, release: Some(release), origin: "tree".to_owned(), modules: None, home: Some(home) }
+                Kernel {
+                    file: copy,
+                    release: Some(release),
+                    origin: "tree".to_owned(),
+                    modules: None,
+                    home: Some(home),
+                }
             }
             None => downloaded(tools, &default_package()?)?,
         },
@@ -130,7 +141,8 @@ pub(crate) fn choose(
         KernelChoice::File(file) => {
             let copy = copied(tools, file)?;
             let release = release_of(&copy)?;
-            let home = release.as_deref().and_then(|release| tree.and_then(|tree| own_modules(tree, release)));
+            let home =
+                release.as_deref().and_then(|release| tree.and_then(|tree| own_modules(tree, release)));
             Kernel { file: copy, release, origin: "file".to_owned(), modules: None, home }
         }
     };
@@ -163,7 +175,8 @@ fn own(tree: &Path) -> Result<Option<(PathBuf, String, PathBuf)>> {
     }
     let mut found = Vec::new();
     for name in store::entries(&boot)? {
-        let Some(release) = name.to_str().and_then(|name| name.strip_prefix("vmlinuz-")).map(str::to_owned) else {
+        let Some(release) = name.to_str().and_then(|name| name.strip_prefix("vmlinuz-")).map(str::to_owned)
+        else {
             continue;
         };
         let file = boot.join(&name);
@@ -240,25 +253,34 @@ fn default_package() -> Result<String> {
     match std::env::consts::ARCH {
         "x86_64" => Ok("linux-image-cloud-amd64".to_owned()),
         "aarch64" => Ok("linux-image-cloud-arm64".to_owned()),
-        _ => Err(Error::Source("no kernel is known for this architecture: give one with --kernel FILE".to_owned())),
+        _ => Err(Error::Source(
+            "no kernel is known for this architecture: give one with --kernel FILE".to_owned(),
+        )),
     }
 }
 
 /// Fetches a package of Debian and takes the kernel out of it.
 fn downloaded(tools: &Tools<'_>, package: &str) -> Result<Kernel> {
     let letters = |byte: u8| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte);
-    if package.is_empty() || package.len() > NAME_BYTES_MAX || package.starts_with('-') || !package.bytes().all(letters) {
+    if package.is_empty()
+        || package.len() > NAME_BYTES_MAX
+        || package.starts_with('-')
+        || !package.bytes().all(letters)
+    {
         return Err(Error::Source(format!("{} is no name of a package", escaped(package.as_bytes()))));
     }
     if APT_GET.find().is_none() {
         return Err(Error::Source(
-            "the source has no kernel, and this host has no apt to fetch one: give one with --kernel FILE".to_owned(),
+            "the source has no kernel, and this host has no apt to fetch one: give one with --kernel FILE"
+                .to_owned(),
         ));
     }
     let advised = |error| match error {
         Error::Tool { tool, problem } => Error::Tool {
             tool,
-            problem: format!("{problem}; `apt-get update` renews the list of packages, --kernel FILE needs none"),
+            problem: format!(
+                "{problem}; `apt-get update` renews the list of packages, --kernel FILE needs none"
+            ),
         },
         error => error,
     };
@@ -268,7 +290,8 @@ fn downloaded(tools: &Tools<'_>, package: &str) -> Result<Kernel> {
     let real = depends.lines().find_map(|line| {
         let name = line.trim().strip_prefix("Depends: ")?;
         let rest = name.strip_prefix("linux-image-")?;
-        (rest.starts_with(|letter: char| letter.is_ascii_digit()) && name.bytes().all(letters)).then_some(name)
+        (rest.starts_with(|letter: char| letter.is_ascii_digit()) && name.bytes().all(letters))
+            .then_some(name)
     });
     let real = real.unwrap_or(package);
     // The folder is nobody's but root's, so apt must fetch as root.
@@ -329,7 +352,9 @@ fn release_of(kernel: &Path) -> Result<Option<String>> {
     let text = &text[..count];
     let end = text.iter().position(|byte| matches!(byte, 0 | b' ')).unwrap_or(0);
     let letters = |byte: &u8| byte.is_ascii_alphanumeric() || b"+.-_~".contains(byte);
-    let release = str::from_utf8(&text[..end]).ok().filter(|text| !text.is_empty() && text.as_bytes().iter().all(letters));
+    let release = str::from_utf8(&text[..end])
+        .ok()
+        .filter(|text| !text.is_empty() && text.as_bytes().iter().all(letters));
     Ok(release.map(str::to_owned))
 }
 

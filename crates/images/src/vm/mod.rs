@@ -34,8 +34,8 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::manifest::{INITRAMFS, KERNEL, layer_name};
 pub use self::manifest::{FileRecord, KernelRecord, Manifest, Origin};
+pub(crate) use self::manifest::{INITRAMFS, KERNEL, layer_name};
 use crate::{Image, ImageName};
 
 /// What builds take for the present, so that two of them come to the same: 14 November 2023.

@@ -42,7 +42,11 @@ impl ModuleList {
             Ok::<_, Error>(text)
         };
         // Kernels without anything built in have no such list.
-        let builtin = if crate::store::exists(&folder.join("modules.builtin"))? { text("modules.builtin")? } else { String::new() };
+        let builtin = if crate::store::exists(&folder.join("modules.builtin"))? {
+            text("modules.builtin")?
+        } else {
+            String::new()
+        };
         Ok(Self::parse(&text("modules.dep")?, &builtin))
     }
 
@@ -104,7 +108,8 @@ pub(crate) fn content(tools: &Tools<'_>, folder: &Path, path: &str) -> Result<Ve
         .map_err(Error::at(folder))?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let file = rustix::fs::openat2(&opened, path, flags, Mode::empty(), resolve).map_err(Error::at(&place))?;
+    let file =
+        rustix::fs::openat2(&opened, path, flags, Mode::empty(), resolve).map_err(Error::at(&place))?;
     let file = std::fs::File::from(file);
     let mut plain = Vec::new();
     let limited = |reader: &mut dyn std::io::Read, plain: &mut Vec<u8>| {

@@ -1,12 +1,7 @@
 //! The format of disks, as far as images need it: what a file's header says, and files that hold only what differs from
 //! the disk below them. Everything else is left to `qemu-img`.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt as _,
-    path::Path,
-};
+use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 
 use rustix::io::Errno;
 
@@ -135,7 +130,8 @@ pub(crate) fn write_difference(before: &Path, after: &Path, backing: &str, into:
                     writer.table(&mut table)?;
                     table.0 = cluster / TABLE_ENTRIES;
                 }
-                let entry = if is.iter().all(|byte| *byte == 0) { ZEROES } else { writer.cluster(&is)? | ONLY };
+                let entry =
+                    if is.iter().all(|byte| *byte == 0) { ZEROES } else { writer.cluster(&is)? | ONLY };
                 table.1[usize::try_from(cluster % TABLE_ENTRIES).unwrap_or(0)] = entry;
             }
             cluster += 1;
@@ -238,7 +234,8 @@ impl Difference<'_> {
         let mut header = Vec::new();
         let number = |value: u64| u32::try_from(value).unwrap_or(0).to_be_bytes();
         // The format of the file below, so that nobody guesses it, and the end of the extensions.
-        let extensions = [&0xE279_2ACA_u32.to_be_bytes()[..], &5_u32.to_be_bytes(), b"qcow2\0\0\0", &[0; 8]].concat();
+        let extensions =
+            [&0xE279_2ACA_u32.to_be_bytes()[..], &5_u32.to_be_bytes(), b"qcow2\0\0\0", &[0; 8]].concat();
         let backing_at = HEADER_BYTES - 8 + extensions.len();
         header.extend_from_slice(MAGIC);
         header.extend_from_slice(&3_u32.to_be_bytes());

@@ -41,7 +41,8 @@ impl Catalogue {
         for file in store::entries(whole)? {
             let path = whole.join(file);
             size_bytes += fs_err::symlink_metadata(&path).map_err(Error::at(&path))?.blocks() * 512;
-            fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).map_err(Error::at(&path))?;
+            fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o444))
+                .map_err(Error::at(&path))?;
         }
         let record = ContentRecord {
             created_at: now(),
@@ -64,9 +65,11 @@ impl Catalogue {
             && newest.digest == digest.as_str()
         {
             // It stands for the newest again, if it was rolled back.
-            let made = there.as_ref().and_then(|there| there.versions).map_or(*number, |versions| versions.made);
+            let made =
+                there.as_ref().and_then(|there| there.versions).map_or(*number, |versions| versions.made);
             let versions = Some(Versions { current: *number, made: made.max(*number) });
-            let record = NameRecord { name: name.clone(), digest: digest.to_string(), origin: None, versions };
+            let record =
+                NameRecord { name: name.clone(), digest: digest.to_string(), origin: None, versions };
             self.write_name(&record, &lock)?;
             let (image, version) = (self.image(record)?, version_name(name, *number)?);
             return Ok(BuiltVm { image, version, novelty: Novelty::Same });
@@ -126,7 +129,9 @@ impl Catalogue {
         }
         for (file, record) in manifest.files() {
             if FileRecord::of(&directory.join(&file)).ok().as_ref() != Some(record) {
-                return Err(damaged(format!("its file {file} has changed; remove the image and build it again")));
+                return Err(damaged(format!(
+                    "its file {file} has changed; remove the image and build it again"
+                )));
             }
         }
         Ok(())
