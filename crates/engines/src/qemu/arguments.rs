@@ -149,8 +149,10 @@ impl Invocation<'_> {
         all.0.extend(self.disk.iter().cloned());
         if let Some(node) = &self.disk_node {
             // The guest is told of a full host as of a bad disk; a machine that stopped would wait for nobody.
-            let how = "werror=report,rerror=report,bootindex=0";
-            all.option("-device", format!("virtio-blk-pci,id=disk,drive={node},{how}"));
+            let how = "werror=report,rerror=report";
+            // A kernel of the host's takes the first place by itself, and QEMU lets nobody share it.
+            let first = if self.kernel == Kernel::Firmware { ",bootindex=0" } else { "" };
+            all.option("-device", format!("virtio-blk-pci,id=disk,drive={node},{how}{first}"));
         }
     }
 
@@ -284,7 +286,7 @@ mod tests {
             "-blockdev",
             "{}",
             "-device",
-            "virtio-blk-pci,id=disk,drive=layer-0,werror=report,rerror=report,bootindex=0",
+            "virtio-blk-pci,id=disk,drive=layer-0,werror=report,rerror=report",
             "-netdev",
             "tap,id=net,fd=40,vhost=off",
             "-device",
@@ -329,6 +331,12 @@ mod tests {
         let hardware = hardware(Accelerator::Tcg);
         let mut bare = invocation(&hardware);
         bare.kernel = Kernel::Firmware;
+        bare.disk_node = Some("layer-0".to_owned());
+        let devices = values(&bare.arguments(), "-device");
+        assert!(
+            devices.iter().any(|device| device.starts_with("virtio-blk") && device.ends_with(",bootindex=0"))
+        );
+        bare.disk_node = None;
         let arguments = bare.arguments();
         for option in ["-kernel", "-initrd", "-append", "-blockdev", "-add-fd"] {
             assert_eq!(values(&arguments, option), Vec::<String>::new(), "{option}");
