@@ -273,8 +273,9 @@ pub(super) fn devices_of(arguments: &[String]) -> String {
         if !OPTIONS.contains(&option.as_str()) {
             continue;
         }
-        // The layer that a disk begins with is no part of what the guest sees.
-        let parts = value.split(',').filter(|part| !part.starts_with("drive="));
+        // The layer that a disk begins with is no part of what the guest sees, nor is what it once started from.
+        let parts =
+            value.split(',').filter(|part| !part.starts_with("drive=") && !part.starts_with("bootindex="));
         for part in [option.as_str()].into_iter().chain(parts) {
             digest.update(part);
             digest.update([0]);
@@ -408,7 +409,7 @@ mod tests {
             devices_of(&words.into_iter().map(str::to_owned).collect::<Vec<_>>())
         };
         let one = line("virtio-blk-pci,id=disk,drive=layer-1", &[]);
-        assert_eq!(one, line("virtio-blk-pci,id=disk,drive=layer-9", &["-S"]));
+        assert_eq!(one, line("virtio-blk-pci,id=disk,drive=layer-9,bootindex=0", &["-S"]));
         assert_ne!(one, line("virtio-scsi-pci,id=disk,drive=layer-1", &[]));
         assert_ne!(one, line("virtio-blk-pci,id=disk,drive=layer-1", &["-device", "vmgenid"]));
         assert_ne!(one, line("virtio-blk-pci,id=disk,drive=layer-1", &["-machine", "q35"]));

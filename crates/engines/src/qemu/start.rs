@@ -322,7 +322,7 @@ impl Inner {
             .record(&spec.id)?
             .ok_or_else(|| EngineError::host("open disk", io::Error::from(io::ErrorKind::NotFound)))?;
         self.disks.grow(&spec.id, spec.resources.disk_bytes)?;
-        let disk = self.disks.open_files(&spec.id)?;
+        let mut disk = self.disks.open_files(&spec.id)?;
         self.machines.note(name);
         let directory = self.machines.directory(name);
         let host = |error: io::Error| failure("make machine", error);
@@ -348,6 +348,11 @@ impl Inner {
         .map_err(host)?;
         let mut inherited = vec![monitor, console, tap, ram];
         let numbers: Vec<_> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        if image.is_some() {
+            // They did their work before the image was taken, and a guest that restarts ends; each QEMU would keep a copy.
+            disk.kernel = None;
+            disk.initramfs = None;
+        }
         let (disk, disk_node) = disk_arguments(&disk, &mut inherited).map_err(host)?;
         let invocation = Invocation {
             name: &text,
