@@ -2,12 +2,14 @@
 //! without a name stands behind a fork and goes with the last sandbox made of it.
 
 mod catalogue;
+mod share;
 mod steps;
 
 use serde::{Deserialize, Serialize};
 
 pub use catalogue::images_of;
 pub(crate) use catalogue::{Held, Snapshots, Sync, Use};
+pub use share::share;
 pub use steps::fault_points;
 pub(crate) use steps::{CaptureStep, Step};
 

@@ -29,6 +29,7 @@ mod page;
 mod private;
 mod process;
 mod progress;
+mod runner;
 mod server;
 mod spelling;
 mod supervisor;

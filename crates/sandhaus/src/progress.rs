@@ -202,8 +202,8 @@ impl StageBar {
             bar.set_style(ProgressStyle::default_spinner());
         }
         if let Some(total) = progress.total {
-            let style =
-                ProgressStyle::with_template("{msg} {bar:30} {percent}%").expect("a constant template that is valid");
+            let style = ProgressStyle::with_template("{msg} {bar:30} {percent}%")
+                .expect("a constant template that is valid");
             bar.set_style(style);
             bar.set_length(total);
             bar.set_position(progress.done);

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Its directory in a data directory.
-const DIR: &str = "snapshots";
+pub(super) const DIR: &str = "snapshots";
 
 /// What a snapshot is.
 const RECORD: &str = "snapshot.json";
@@ -48,7 +48,7 @@ const RECORD: &str = "snapshot.json";
 const MACHINE: &str = "machine";
 
 /// Before the id of one that is being made.
-const NEW: &str = ".new-";
+pub(super) const NEW: &str = ".new-";
 
 /// Before the id of what is being removed.
 const GONE: &str = ".gone-";
@@ -476,6 +476,16 @@ pub fn images_of(data_dir: &Path) -> Result<BTreeSet<String>> {
     Ok(digests)
 }
 
+/// The newest of this name in a directory of snapshots, without opening the catalogue: whoever has it goes on.
+pub(super) fn newest_named(dir: &Path, name: &SnapshotName) -> Result<Option<SnapshotId>> {
+    let host = |error| Error::internal("list snapshots", error);
+    let ids = entries(dir).map_err(host)?.into_iter().filter_map(|entry| SnapshotId::parse(&entry).ok());
+    let read = ids.filter_map(|id| read(dir, &id).ok());
+    let named = read.filter(|(snapshot, data)| snapshot.name.as_ref() == Some(name) && *data == Data::Here);
+    let newest = named.max_by_key(|(snapshot, _)| (snapshot.created_at_ms, snapshot.id.clone()));
+    Ok(newest.map(|(snapshot, _)| snapshot.id))
+}
+
 /// Those that are there; what lies aside is removed.
 fn list(dir: &Path) -> io::Result<Vec<SnapshotId>> {
     let mut ids = Vec::new();
@@ -537,7 +547,7 @@ fn remove_aside(dir: &Path, path: &Path) -> io::Result<()> {
     removal::remove_tree(open_directory(CWD, dir)?.as_fd(), name)
 }
 
-fn make_private(path: &Path) -> io::Result<()> {
+pub(super) fn make_private(path: &Path) -> io::Result<()> {
     match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
@@ -551,7 +561,7 @@ fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+pub(super) fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }

@@ -209,7 +209,7 @@ async fn privately(
     let request = sandbox_request(arguments, config)?;
     let progress = Progress::after_a_second("starting sandbox", quiet);
     crate::process::reset_file_mask();
-    let instance = PrivateInstance::open(config).await?;
+    let instance = PrivateInstance::open(config, arguments.sandbox.snapshot.as_ref()).await?;
     let created = tokio::select! {
         created = instance.service().create(request) => Ok(created),
         // Dropping the wait is harmless: closing the instance removes what was on its way.

@@ -1,6 +1,6 @@
 //! `sandhaus security`: an audit of the effective configuration. It changes nothing and tries nothing.
 
-use std::{os::unix::fs::MetadataExt, path::Path, process::ExitCode};
+use std::{net::SocketAddr, os::unix::fs::MetadataExt, path::Path, process::ExitCode};
 
 use anyhow::Result;
 use sandhaus_sandbox::{NetworkPolicy, Seccomp, SecurityProfile};
@@ -38,7 +38,10 @@ pub(crate) fn security(
     called_as: CalledAs,
 ) -> Result<ExitCode> {
     let config = &loaded.config;
-    let mut checks = vec![check_key(config), check_listen(config)];
+    let mut checks = vec![check_key(config), check_listen("listen", config.listen)];
+    if config.runner.enabled {
+        checks.push(check_listen("runner.listen", config.runner.listen));
+    }
     checks.extend(loaded.file.as_deref().map(|file| check_file(file, config.api_key.as_ref())));
     checks.push(check_data_dir(&config.data_dir));
     checks.push(check_log(config));
@@ -64,14 +67,12 @@ fn check_key(config: &Config) -> Check {
     }
 }
 
-fn check_listen(config: &Config) -> Check {
-    const NAME: &str = "listen";
-    let listen = config.listen;
+fn check_listen(name: &str, listen: SocketAddr) -> Check {
     if listen.ip().is_loopback() {
-        return Check::ok(NAME, format!("{listen}, this host only"));
+        return Check::ok(name, format!("{listen}, this host only"));
     }
     Check::warn(
-        NAME,
+        name,
         format!("{listen}: other hosts reach it, and the key travels in clear text"),
         "listen on 127.0.0.1 behind a proxy that speaks TLS",
     )

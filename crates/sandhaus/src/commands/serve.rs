@@ -1,6 +1,6 @@
 //! `sandhaus serve`: the server.
 
-use std::{path::Path, process::ExitCode};
+use std::{net::SocketAddr, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 use owo_colors::{OwoColorize, Stream};
@@ -44,7 +44,11 @@ pub(crate) async fn serve(
 
     let instance = Instance::acquire(&config.data_dir)
         .map_err(|error| domain::explain_refusal(error, &config.data_dir))?;
-    let listener = listen(config).await?;
+    let listener = listen(config.listen, "--listen").await?;
+    let runner = match config.runner.enabled {
+        true => Some(listen(config.runner.listen, "runner.listen").await?),
+        false => None,
+    };
     let address = listener.local_addr().context("read the listener's address")?;
     let url = reachable_url(address);
     // The address is written down before the service takes the instance; until it answers, connections wait.
@@ -55,7 +59,19 @@ pub(crate) async fn serve(
     let stop = CancellationToken::new();
     let gateway = gateway_config(config);
     let mut served = tokio::spawn(sandhaus_gateway::serve(listener, service.clone(), gateway, stop.clone()));
-    banner(&url, config, file);
+    let runner_address =
+        runner.as_ref().map(TcpListener::local_addr).transpose().context("read the runner's address")?;
+    // Without one there is nothing to wait for.
+    let runner = runner.map(|listener| {
+        let served = sandhaus_gateway::serve_runner(
+            listener,
+            service.clone(),
+            crate::runner::config(config),
+            stop.clone(),
+        );
+        tokio::spawn(served)
+    });
+    banner(&url, runner_address, config, file);
     if let Some(background) = background
         && let Err(error) = background.answers(&url)
     {
@@ -76,6 +92,10 @@ pub(crate) async fn serve(
             served.await
         }
     };
+    stop.cancel();
+    if let Some(runner) = runner {
+        runner.await.context("the runner's task failed")?.context("serve the runner's API")?;
+    }
     let served = served.context("the listener's task failed")?;
     service.shutdown().await;
     served.context("serve")?;
@@ -89,13 +109,13 @@ async fn answers(client: &Client, service: &Service) -> Result<()> {
     Ok(())
 }
 
-async fn listen(config: &Config) -> Result<TcpListener> {
-    TcpListener::bind(config.listen).await.map_err(|error| {
-        let message = format!("cannot listen on {}", config.listen);
+async fn listen(address: SocketAddr, chosen_by: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let message = format!("cannot listen on {address}");
         match error.kind() {
             std::io::ErrorKind::AddrInUse => Advice::new(
                 message,
-                "another program listens there: stop it, or choose another --listen address",
+                format!("another program listens there: stop it, or choose another address with {chosen_by}"),
             )
             .with_source(error)
             .into(),
@@ -113,7 +133,7 @@ fn gateway_config(config: &Config) -> GatewayConfig {
 }
 
 #[expect(clippy::print_stderr, reason = "the banner is for the person who starts the server")]
-fn banner(url: &str, config: &Config, file: Option<&Path>) {
+fn banner(url: &str, runner: Option<SocketAddr>, config: &Config, file: Option<&Path>) {
     let name = "sandhaus".if_supports_color(Stream::Stderr, |text| text.bold()).to_string();
     eprintln!("{name} {} is ready", env!("CARGO_PKG_VERSION"));
     if config.dashboard && page::is_built() {
@@ -121,6 +141,9 @@ fn banner(url: &str, config: &Config, file: Option<&Path>) {
     }
     eprintln!("  API     {url}/v1");
     eprintln!("  docs    {url}/openapi.json");
+    if let Some(runner) = runner {
+        eprintln!("  runner  {}/", reachable_url(runner));
+    }
     eprintln!("  data    {}", config.data_dir.display());
     if let Some(file) = file {
         eprintln!("  config  {}", file.display());

@@ -227,14 +227,14 @@ mod tests {
             size_bytes: 5 << 20,
         };
         insta::assert_snapshot!(table(&[snapshot]), @r"
-        NAME   KIND     ENGINE  SIZE     CREATED               SANDBOX       IMAGE
-        ready  machine  qemu    5.0 MiB  2026-01-02T03:04:05Z  0123abcd-012  -
+        NAME   KIND     ENGINE  SIZE   CREATED               SANDBOX       IMAGE
+        ready  machine  qemu    5 MiB  2026-01-02T03:04:05Z  0123abcd-012  -
         ");
         let stored =
             StoredSnapshotInfo { name: "ready".to_owned(), kind: "disk".to_owned(), size_bytes: 1 << 30 };
         insta::assert_snapshot!(stored_table(&[stored]), @r"
         NAME   KIND  SIZE
-        ready  disk  1.0 GiB
+        ready  disk  1 GiB
         ");
     }
 }

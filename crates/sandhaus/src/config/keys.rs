@@ -598,6 +598,30 @@ pub(crate) const KEYS: &[Key] = &[
         show: |config| json!(config.cgroup.as_deref().unwrap_or(Path::new(""))),
     },
     Key {
+        name: "runner.enabled",
+        env: "RUNNER_ENABLED",
+        about: "Whether the API of a runner is served, for control planes, on a listener of its own; it wants the same `api_key`.",
+        kind: Kind::Truth,
+        ignored: None,
+        apply: |config, raw| {
+            config.runner.enabled = raw.truth()?;
+            Ok(())
+        },
+        show: |config| json!(config.runner.enabled),
+    },
+    Key {
+        name: "runner.listen",
+        env: "RUNNER_LISTEN",
+        about: "Address and port of the runner's API. Beyond loopback only with `api_key`.",
+        kind: Kind::Listen,
+        ignored: None,
+        apply: |config, raw| {
+            config.runner.listen = parse_listen(raw.words()?)?;
+            Ok(())
+        },
+        show: |config| json!(config.runner.listen.to_string()),
+    },
+    Key {
         name: "snapshots.store",
         env: "SNAPSHOTS_STORE",
         about: "Where snapshots are pushed to and pulled from. Empty: a bucket, if AWS_ENDPOINT_URL is set; of S3, AWS_DEFAULT_BUCKET or else daytona is the bucket that none names.",

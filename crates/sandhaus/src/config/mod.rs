@@ -47,6 +47,9 @@ pub(crate) const SEARCH: &[&str] =
 /// Prefixes of environment names, the first one wins.
 pub(crate) const ENV_PREFIXES: &[&str] = &["SANDHAUS_", "SANDKASTEN_"];
 
+/// Port of the runner's API, as control planes know it.
+const RUNNER_PORT: u16 = 3005;
+
 /// Largest configuration file in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -101,6 +104,17 @@ pub(crate) struct Config {
     pub(crate) cgroup: Option<PathBuf>,
     /// The snapshot store.
     pub(crate) snapshots: SnapshotSettings,
+    /// The API of a runner.
+    pub(crate) runner: RunnerSettings,
+}
+
+/// The API of a runner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RunnerSettings {
+    /// Whether it is served.
+    pub(crate) enabled: bool,
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
 }
 
 impl Default for Config {
@@ -130,6 +144,10 @@ impl Default for Config {
             dashboard_cookie: CookieTransport::Any,
             cgroup: None,
             snapshots: SnapshotSettings::default(),
+            runner: RunnerSettings {
+                enabled: false,
+                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, RUNNER_PORT)),
+            },
         }
     }
 }
@@ -388,13 +406,13 @@ pub(crate) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 
 /// Refuses to listen beyond this host without a key.
 pub(crate) fn check_exposure(config: &Config) -> Result<()> {
-    if config.listen.ip().is_loopback() || config.api_key.is_some() {
-        return Ok(());
-    }
+    let runner = config.runner.enabled.then_some(config.runner.listen);
+    let exposed =
+        [Some(config.listen), runner].into_iter().flatten().find(|listen| !listen.ip().is_loopback());
+    let Some(listen) = exposed.filter(|_| config.api_key.is_none()) else { return Ok(()) };
     Err(Advice::new(
         format!(
-            "refusing to listen on {} without an API key: anyone who reaches it could run commands",
-            config.listen
+            "refusing to listen on {listen} without an API key: anyone who reaches it could run commands"
         ),
         "set api_key in the configuration or SANDHAUS_API_KEY in the environment, or listen on 127.0.0.1",
     )

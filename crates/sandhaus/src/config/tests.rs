@@ -35,7 +35,7 @@ fn every_key_is_read_from_the_file() {
          network_mode: bridge\nsecurity: {seccomp: mvp}\nnetwork:\n  subnet: 10.9.0.0/16\n  \
          allow_private: [10.1.0.0/16]\n  resolvers: [10.1.0.1]\npool:\n  enabled: true\n  images: {python: 3}\n\
          workspace: {enabled: true, persist_by_default: true, quota_mb: 5}\ndashboard: {enabled: false, secure_cookie: true}\n\
-         cgroup: /system.slice/x.service\n",
+         cgroup: /system.slice/x.service\nrunner: {enabled: true, listen: '127.0.0.1:3006'}\n",
         &[],
     )
     .unwrap();
@@ -74,6 +74,8 @@ fn every_key_is_read_from_the_file() {
         dashboard: false,
         dashboard_cookie: CookieTransport::Secure,
         cgroup: Some("/system.slice/x.service".into()),
+        snapshots: SnapshotSettings::default(),
+        runner: RunnerSettings { enabled: true, listen: "127.0.0.1:3006".parse().unwrap() },
     };
     assert_eq!(config, wanted);
 }
@@ -86,6 +88,7 @@ fn every_key_is_read_from_the_environment_under_both_names() {
         ("DATA_DIR", "/d"),
         ("DEFAULT_IMAGE", "i"),
         ("ALLOWED_IMAGES", "i, j"),
+        ("DEFAULT_ENGINE", "qemu"),
         ("SESSION_TTL_SECONDS", "5"),
         ("SANDBOXES_MAX", "6"),
         ("CPU_LIMIT", "2"),
@@ -111,6 +114,16 @@ fn every_key_is_read_from_the_environment_under_both_names() {
         ("DASHBOARD_SECURE_COOKIE", "true"),
         ("INSECURE_REGISTRIES", "registry.example:5000, other"),
         ("CGROUP", "/system.slice/x.service"),
+        ("RUNNER_ENABLED", "true"),
+        ("SNAPSHOTS_STORE", "s3://bucket/prefix"),
+        ("SNAPSHOTS_ENDPOINT", "https://store.example:9000"),
+        ("SNAPSHOTS_REGION", "eu-1"),
+        ("SNAPSHOTS_ACCESS_KEY_ID", "id"),
+        ("SNAPSHOTS_SECRET_ACCESS_KEY", "secret"),
+        ("SNAPSHOTS_PLAIN_HTTP", "true"),
+        ("SNAPSHOTS_OWNER", "root"),
+        ("SNAPSHOTS_MODE", "0640"),
+        ("RUNNER_LISTEN", "127.0.0.1:3006"),
     ];
     let effective = KEYS.iter().filter(|key| key.ignored.is_none()).count();
     assert_eq!(values.len(), effective, "a key without a test");
