@@ -89,7 +89,7 @@ pub fn kernel_package() -> PathBuf {
 /// A command line that builds an image of a tree with the kernel of all guests.
 pub fn build(data: &Path, name: &str, from: &Path) -> Command {
     let mut command = binary::command(data);
-    command.args(["--quiet", "image", "build-vm", "--name", name, "--from"]).arg(from);
+    command.args(["image", "build-vm", "--name", name, "--from"]).arg(from);
     command.arg("--kernel").arg(kernel_package());
     command
 }

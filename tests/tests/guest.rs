@@ -93,7 +93,7 @@ fn sessions_outlive_their_server_under_systemd() {
         return;
     }
     // What Debian's packages hold is kept; a change of the recipe fetches them anew.
-    let cache = cached("guest-service", &["service-root.sh"]);
+    let cache = cached("guest-tree", &["tree.sh"]);
     let recipe = guest("service-root.sh");
     passes(SERVICE_CHECKS, |root| run(Command::new(recipe).arg(cache).arg(binary::path()).arg(root)));
 }

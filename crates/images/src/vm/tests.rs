@@ -296,9 +296,7 @@ fn stock_disk(world: &World) -> PathBuf {
     {
         fs::create_dir_all(tree.join(folder)).unwrap();
     }
-    for link in ["lib"] {
-        std::os::unix::fs::symlink("usr/lib", tree.join(link)).unwrap();
-    }
+    std::os::unix::fs::symlink("usr/lib", tree.join("lib")).unwrap();
     std::os::unix::fs::symlink("/lib/systemd/systemd", tree.join("sbin/init")).unwrap();
     std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", tree.join("etc/resolv.conf"))
         .unwrap();
@@ -464,7 +462,8 @@ fn a_disk_is_imported_as_it_is_or_over_an_image() {
     let broken = world.path("broken.qcow2");
     let mut bytes = fs::read(&whole).unwrap();
     bytes[0x40000..0x50000].fill(0xff);
-    let table = u64::from_be_bytes(bytes[40..48].try_into().unwrap()) as usize;
+    let table = u64::from_be_bytes(bytes[40..48].try_into().unwrap());
+    let table = usize::try_from(table).unwrap();
     bytes[table..table + 8].copy_from_slice(&0x7fff_ffff_0000_u64.to_be_bytes());
     fs::write(&broken, bytes).unwrap();
     assert!(matches!(world.import("broken", &broken, None), Err(Error::Tool { tool: "qemu-img", .. })));

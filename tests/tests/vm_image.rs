@@ -1,0 +1,198 @@
+//! Images of virtual machines through the command line: builds that come to the same, versions, deaths in the middle.
+//! What boots of them is `machine.rs`' to say.
+
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Stdio},
+};
+
+use rustix::process::{Pid, Signal};
+use sandhaus_tests::{
+    binary::{self, Ran},
+    server::DataDir,
+    settles,
+    tree::busybox_tree,
+    vm,
+};
+use serde_json::Value;
+
+fn sandhaus(dir: &DataDir, arguments: &[&str]) -> Ran {
+    binary::run(binary::command(dir.path()).args(arguments))
+}
+
+fn inspected(dir: &DataDir, name: &str) -> Value {
+    let ran = sandhaus(dir, &["image", "inspect", name]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    serde_json::from_str(&ran.stdout).unwrap()
+}
+
+#[test]
+fn two_builds_of_the_same_are_the_same_image() {
+    if !vm::bootable("two_builds_of_the_same_are_the_same_image") {
+        return;
+    }
+    let (one, other, tree) = (DataDir::new(), DataDir::new(), busybox_tree());
+    for (name, options) in [("memory", &["--initramfs-only"][..]), ("disk", &["--size", "256MiB"])] {
+        for dir in [&one, &other] {
+            let ran = binary::run(vm::build(dir.path(), name, tree.path()).args(options));
+            assert_eq!(ran.code, 0, "{}", ran.stderr);
+        }
+        let (first, second) = (inspected(&one, name), inspected(&other, name));
+        assert_eq!(first["disk"], second["disk"], "{name}");
+        assert_eq!(first["digest"], second["digest"]);
+        assert_eq!(first["kind"], "disk");
+        let manifest = &first["disk"];
+        let modules: Vec<&str> = manifest["kernel"]["modules"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|name| name.as_str().unwrap())
+            .collect();
+        assert!(modules.contains(&"virtio_net") && modules.contains(&"virtio_pci"), "{modules:?}");
+        assert!(manifest["kernel"]["release"].as_str().unwrap().ends_with("-amd64"), "{manifest}");
+        assert!(manifest["agent"].as_str().unwrap().starts_with("sha256:"));
+    }
+    assert_eq!(inspected(&one, "disk")["disk"]["layers"].as_array().unwrap().len(), 1);
+    let listed = sandhaus(&one, &["image", "list"]).stdout;
+    for name in ["memory ", "memory.1 ", "disk ", "disk.1 "] {
+        assert!(listed.lines().any(|line| line.starts_with(name)), "{name} is missing:\n{listed}");
+    }
+}
+
+#[test]
+fn a_name_goes_back_to_the_version_before() {
+    if !vm::bootable("a_name_goes_back_to_the_version_before") {
+        return;
+    }
+    let (dir, tree) = (DataDir::new(), busybox_tree());
+    let build = |more: &[&str]| {
+        let mut command = vm::build(dir.path(), "tool", tree.path());
+        let ran = binary::run(command.args(["--initramfs-only", "-o", "json"]).args(more));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        serde_json::from_str::<Value>(&ran.stdout).unwrap()
+    };
+    let first = build(&[]);
+    assert_eq!((&first["version"], &first["new"]), (&"tool.1".into(), &true.into()));
+    assert_eq!(build(&[])["new"], Value::Bool(false), "nothing in it is new");
+    let second = build(&["--append", "sandbox.test=1"]);
+    assert_eq!(second["version"], "tool.2");
+    assert_eq!(inspected(&dir, "tool")["digest"], second["image"]["digest"]);
+    let back = sandhaus(&dir, &["image", "rollback", "tool"]);
+    assert_eq!(back.code, 0, "{}", back.stderr);
+    assert!(back.stderr.contains("tool now stands for tool.1"), "{}", back.stderr);
+    assert_eq!(inspected(&dir, "tool")["digest"], first["image"]["digest"]);
+    let again = sandhaus(&dir, &["image", "rollback", "tool"]);
+    assert_eq!(again.code, 1);
+    assert!(again.stderr.contains("no version before"), "{}", again.stderr);
+    let removed = sandhaus(&dir, &["image", "rm", "tool.2"]);
+    assert_eq!(removed.code, 0, "{}", removed.stderr);
+    let valid = sandhaus(&dir, &["image", "validate", "tool", "tool.1"]);
+    assert_eq!(valid.code, 0, "{}", valid.stderr);
+}
+
+/// A build of a disk that takes a moment, up to where it says this.
+fn building(dir: &Path, tree: &Path, until: &str) -> Child {
+    let mut command = vm::build(dir, "vm", tree);
+    command.args(["--size", "1GiB"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut heard = Vec::new();
+    loop {
+        let line = said.next().unwrap_or_else(|| panic!("it ended before: {heard:?}")).unwrap();
+        let found = line.contains(until);
+        heard.push(line);
+        if found {
+            // Read on, or the build would die of a pipe that nobody reads.
+            std::thread::spawn(move || said.for_each(drop));
+            return child;
+        }
+    }
+}
+
+#[test]
+fn a_build_that_dies_leaves_nothing_that_is_seen() {
+    if !vm::bootable("a_build_that_dies_leaves_nothing_that_is_seen") {
+        return;
+    }
+    let tree = busybox_tree();
+    // Enough that there is something to be in the middle of.
+    std::fs::write(tree.path().join("etc/random"), noise(24 << 20)).unwrap();
+    for stage in ["finding a kernel", "making the file system", "writing the disk", "storing the image"] {
+        for signal in [Signal::KILL, Signal::TERM] {
+            let dir = DataDir::new();
+            let mut child = building(dir.path(), tree.path(), stage);
+            rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+            let status = child.wait().unwrap();
+            let scratch = dir.path().join("images/tmp");
+            let scratches = || std::fs::read_dir(&scratch).map_or(0, Iterator::count);
+            // What it had started ends by itself; only then does the next one sweep.
+            settles("the leftovers are swept", || {
+                assert_eq!(sandhaus(&dir, &["image", "list"]).code, 0);
+                scratches() == 0
+            });
+            let listed = sandhaus(&dir, &["image", "list", "-o", "json"]).stdout;
+            let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
+            let names: Vec<_> = listed.iter().map(|image| image["name"].as_str().unwrap()).collect();
+            if status.success() || names.contains(&"vm") {
+                // It came through before the signal did: then all of it is there.
+                assert_eq!(names, ["host", "vm", "vm.1"], "{stage}, {signal:?}");
+                assert_eq!(sandhaus(&dir, &["image", "validate", "vm"]).code, 0);
+            } else {
+                assert!(names == ["host"] || names == ["host", "vm.1"], "{stage}, {signal:?}: {names:?}");
+                let pruned = sandhaus(&dir, &["image", "prune", "--all"]);
+                assert_eq!(pruned.code, 0, "{}", pruned.stderr);
+                let left = std::fs::read_dir(dir.path().join("images/content")).unwrap().count();
+                assert_eq!(left, 0, "{stage}, {signal:?}");
+            }
+        }
+    }
+}
+
+/// Bytes that no compressor makes smaller.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn sources_and_disks_that_cannot_be_are_refused_with_a_remedy() {
+    if !vm::bootable("sources_and_disks_that_cannot_be_are_refused_with_a_remedy") {
+        return;
+    }
+    let (dir, tree) = (DataDir::new(), busybox_tree());
+    let tree = tree.path().to_str().unwrap();
+    let plain = tempfile::NamedTempFile::new().unwrap();
+    let plain = plain.path().to_str().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["build-vm", "--name", "x", "--from", tree, "--size", "1MiB", "--kernel", plain],
+            "at least 64 MiB",
+        ),
+        (&["build-vm", "--name", "x", "--from", tree, "--kernel", plain], "is empty"),
+        (&["build-vm", "--name", "x", "--from", tree, "--desktop"], "--from debian:bookworm"),
+        (&["build-vm", "--name", "x", "--from", tree, "--initramfs-only", "--size", "1GiB"], "has none"),
+        (&["build-vm", "--name", "host", "--from", tree], "built in"),
+        (&["build-vm", "--name", "../x", "--from", tree], "not valid"),
+        (&["build-vm", "--name", "x", "--from", "host", "--kernel", plain], "no files that could be put"),
+        (&["import-vm", "--name", "x", plain], "not in the format qcow2"),
+        (&["import-vm", "--name", "x", "--append", "a", plain], "without a kernel"),
+        (&["rollback", "x"], "is not there"),
+    ];
+    for (arguments, why) in cases {
+        let ran = sandhaus(&dir, &[&["image"], *arguments].concat());
+        assert_eq!(ran.code, 1, "{arguments:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(why), "{arguments:?}: {}", ran.stderr);
+    }
+    let listed = sandhaus(&dir, &["image", "list", "-o", "json"]).stdout;
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&listed).unwrap().len(), 1);
+}
