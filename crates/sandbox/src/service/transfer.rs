@@ -249,7 +249,10 @@ impl Service {
             };
             if let Err(error) = &outcome {
                 let source = std::error::Error::source(error);
-                tracing::warn!(%error, ?source, ?kind, "a snapshot could not be moved");
+                match error.kind() {
+                    Kind::Internal => tracing::error!(%error, ?source, ?kind, "a snapshot could not be moved"),
+                    _ => tracing::info!(%error, ?source, ?kind, "a snapshot could not be moved"),
+                }
             }
             if let Err(error) = job.end(&shared.store, &outcome).await {
                 tracing::warn!(%error, "how a transfer ended is not on record");
