@@ -250,7 +250,9 @@ impl Service {
             if let Err(error) = &outcome {
                 let source = std::error::Error::source(error);
                 match error.kind() {
-                    Kind::Internal => tracing::error!(%error, ?source, ?kind, "a snapshot could not be moved"),
+                    Kind::Internal => {
+                        tracing::error!(%error, ?source, ?kind, "a snapshot could not be moved")
+                    }
                     _ => tracing::info!(%error, ?source, ?kind, "a snapshot could not be moved"),
                 }
             }
