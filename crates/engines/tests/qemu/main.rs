@@ -3,4 +3,6 @@
 #[path = "../shared/agent.rs"]
 mod agent;
 mod life;
+mod network;
+mod snapshot;
 mod support;

@@ -33,30 +33,29 @@ pub(crate) struct Host {
     pub(crate) instance: String,
     pub(crate) directory: tempfile::TempDir,
     pub(crate) tree: Tree,
+    network: NetworkConfig,
 }
 
 impl Host {
     /// A fresh instance with an engine; none, aloud, where virtual machines cannot be.
     pub(crate) async fn new(test: &str) -> Option<Self> {
-        let reason = match qemu() {
-            None => Some("qemu-system-x86_64 is not installed"),
-            Some(_) if std::env::consts::ARCH != "x86_64" => Some("guests are of another architecture"),
-            Some(_) if !rustix::process::geteuid().is_root() => Some("virtual machines need root"),
-            Some(_) => None,
-        };
-        if let Some(reason) = reason {
-            skip(test, reason);
+        Self::with_network(test, NetworkConfig::default()).await
+    }
+
+    /// The same with networks as given.
+    pub(crate) async fn with_network(test: &str, network: NetworkConfig) -> Option<Self> {
+        if !possible(test) {
             return None;
         }
         let directory = tempfile::tempdir().expect("a directory");
         let instance = random_instance();
-        let engine = Arc::new(open(directory.path(), &instance).await);
-        Some(Self { engine, instance, directory, tree: tree() })
+        let engine = Arc::new(open(directory.path(), &instance, &network).await);
+        Some(Self { engine, instance, directory, tree: tree(), network })
     }
 
     /// Another engine on the same instance, as after a restart.
     pub(crate) async fn reopen(&mut self) {
-        self.engine = Arc::new(open(self.directory.path(), &self.instance).await);
+        self.engine = Arc::new(open(self.directory.path(), &self.instance, &self.network).await);
     }
 
     pub(crate) fn spec(&self) -> MachineSpec {
@@ -131,12 +130,7 @@ impl Host {
         for process in self.processes() {
             left.push(format!("process {process} {}", command(process).join(" ")));
         }
-        for name in fs_err::read_dir("/run/netns").into_iter().flatten().flatten() {
-            let name = name.file_name().to_string_lossy().into_owned();
-            if name.contains(&own) {
-                left.push(format!("network namespace {name}"));
-            }
-        }
+        left.extend(self.namespace_names().into_iter().map(|name| format!("network namespace {name}")));
         for name in ["machines", "disks"] {
             let directory = self.directory.path().join("vm").join(name);
             for entry in fs_err::read_dir(directory).into_iter().flatten().flatten() {
@@ -146,6 +140,21 @@ impl Host {
             }
         }
         left
+    }
+
+    /// Names of network namespaces whose files say that the instance made them. The words lie below what is mounted, so a
+    /// mount namespace of the look's own is cleared of it first.
+    fn namespace_names(&self) -> Vec<String> {
+        const LOOK: &str = "for name in /run/netns/*; do umount -l \"$name\" 2>/dev/null; \
+                            printf '%s %s\\n' \"$name\" \"$(head -c 256 \"$name\" | head -n 1)\"; done";
+        let mut look = Command::new("unshare");
+        look.args(["--mount", "--propagation", "private", "sh", "-c", LOOK]);
+        let said = look.output().expect("unshare is installed").stdout;
+        let ours = |line: &str| {
+            let (name, words) = line.split_once(' ')?;
+            words.contains(&self.kernel_id()).then(|| name.to_owned())
+        };
+        String::from_utf8_lossy(&said).lines().filter_map(ours).collect()
     }
 
     /// What the engine's own things in the kernel are called by.
@@ -173,6 +182,10 @@ impl Drop for Host {
         for process in self.processes() {
             let pid = rustix::process::Pid::from_raw(process).expect("a process");
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        for name in self.namespace_names() {
+            let _ = rustix::mount::unmount(&*name, rustix::mount::UnmountFlags::DETACH);
+            let _ = fs_err::remove_file(name);
         }
         for path in cgroups(&self.kernel_id()) {
             for machine in fs_err::read_dir(&path).into_iter().flatten().flatten() {
@@ -202,6 +215,23 @@ fn cgroups(instance: &str) -> Vec<PathBuf> {
         kind.starts_with("cgroup").then(|| mount.split(' ').nth(4).map(PathBuf::from)).flatten()
     });
     hierarchies.map(|mount| mount.join("sandhaus").join(instance)).filter(|path| path.exists()).collect()
+}
+
+/// Whether virtual machines can be here; aloud, if not. What they are made of is there afterwards.
+pub(crate) fn possible(test: &str) -> bool {
+    let reason = match qemu() {
+        None => Some("qemu-system-x86_64 is not installed"),
+        Some(_) if std::env::consts::ARCH != "x86_64" => Some("guests are of another architecture"),
+        Some(_) if !rustix::process::geteuid().is_root() => Some("virtual machines need root"),
+        Some(_) => None,
+    };
+    match reason {
+        Some(reason) => skip(test, reason),
+        None => {
+            guest();
+        }
+    }
+    reason.is_none()
 }
 
 struct Dialled {
@@ -240,20 +270,20 @@ pub(crate) async fn sh(toolbox: &Toolbox, command: &str) -> String {
     }
 }
 
-pub(crate) fn config(directory: &Path, instance: &str) -> QemuConfig {
+fn config(directory: &Path, instance: &str, network: &NetworkConfig) -> QemuConfig {
     QemuConfig {
         data_dir: directory.to_owned(),
         instance: instance.to_owned(),
         binary: qemu().expect("it was found before"),
         accelerator: AcceleratorChoice::Tcg,
         probe_dir: directory.join("vm"),
-        network: NetworkConfig::default(),
+        network: network.clone(),
         cgroup: None,
     }
 }
 
-pub(crate) async fn open(directory: &Path, instance: &str) -> QemuEngine {
-    QemuEngine::open(config(directory, instance)).await.unwrap_or_else(|error| panic!("{error:?}"))
+async fn open(directory: &Path, instance: &str, network: &NetworkConfig) -> QemuEngine {
+    QemuEngine::open(config(directory, instance, network)).await.unwrap_or_else(|error| panic!("{error:?}"))
 }
 
 fn qemu() -> Option<PathBuf> {
