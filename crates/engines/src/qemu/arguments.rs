@@ -1,6 +1,6 @@
 //! QEMU's command line, as data. Nothing in it comes from a request but numbers; every file in it is a descriptor.
 
-use std::os::fd::RawFd;
+use std::{ops::RangeInclusive, os::fd::RawFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,8 +12,10 @@ pub(super) use crate::net::GUEST_DEVICE as GUEST_MAC;
 /// The object that is the machine's RAM.
 pub(super) const RAM: &str = "ram";
 
-/// Bytes that emulation may keep translated code in. What does not fit is translated again.
-const TRANSLATION_MIB: u32 = 128;
+/// Memory that emulation may keep translated code in, in parts of the guest's own, and its bounds. It is filled within
+/// seconds, no two machines share it, and what does not fit is translated again.
+const TRANSLATION_PART: u64 = 8;
+const TRANSLATION_MIB: RangeInclusive<u64> = 32..=128;
 
 /// Memory of the graphics card: enough for 1920 by 1080.
 const VIDEO_MIB: u32 = 8;
@@ -114,7 +116,11 @@ impl Invocation<'_> {
             "-accel",
             match accelerator {
                 Accelerator::Kvm => "kvm".to_owned(),
-                Accelerator::Tcg => format!("tcg,thread=multi,tb-size={TRANSLATION_MIB}"),
+                Accelerator::Tcg => {
+                    let part = memory_mib / TRANSLATION_PART;
+                    let mib = part.clamp(*TRANSLATION_MIB.start(), *TRANSLATION_MIB.end());
+                    format!("tcg,thread=multi,tb-size={mib}")
+                }
             },
         );
         all.option("-cpu", cpu);
@@ -256,7 +262,7 @@ mod tests {
             "-machine",
             "pc-q35-10.0,usb=off,sata=off,smbus=off,vmport=off,hpet=off,memory-backend=ram",
             "-accel",
-            "tcg,thread=multi,tb-size=128",
+            "tcg,thread=multi,tb-size=32",
             "-cpu",
             "Nehalem",
             "-smp",
