@@ -52,11 +52,19 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) fn new(service: Service, config: GatewayConfig) -> Self {
-        Self::open_at(service, config, PUBLIC_ROUTES)
+        Self::open(service, config, PUBLIC_ROUTES)
     }
 
-    /// An edge whose routes need a key but for these.
-    pub(crate) fn open_at(service: Service, config: GatewayConfig, public: &'static [&'static str]) -> Self {
+    /// An edge of its own beside the first: another dialect's, without a page.
+    pub(crate) fn without_page(
+        service: Service,
+        api_key: Option<String>,
+        public: &'static [&'static str],
+    ) -> Self {
+        Self::open(service, GatewayConfig { api_key, dashboard: None, v1: V1Config::default() }, public)
+    }
+
+    fn open(service: Service, config: GatewayConfig, public: &'static [&'static str]) -> Self {
         let page = config.dashboard.map(Page::new);
         let logins = page.as_ref().map(|page| Arc::clone(&page.logins));
         Self {

@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    GatewayConfig, V1Config,
     body::Unread,
     edge::{Edge, REQUEST_ID, RequestId},
     error::{ApiError, Failed, Subject},
@@ -104,9 +103,7 @@ pub(crate) struct Runner {
 
 impl Runner {
     fn new(service: Service, config: RunnerConfig) -> Self {
-        let gateway =
-            GatewayConfig { api_key: config.api_key.clone(), dashboard: None, v1: V1Config::default() };
-        let edge = Arc::new(Edge::open_at(service, gateway, PUBLIC_ROUTES));
+        let edge = Arc::new(Edge::without_page(service, config.api_key.clone(), PUBLIC_ROUTES));
         Self { edge, config, pulls: Pulls::default(), backups: Backups::default() }
     }
 

@@ -1,0 +1,156 @@
+//! The API of a runner over the real binary: what a control plane, or somebody with `curl`, does with one.
+
+use sandhaus_tests::{
+    http::{Answer, Http},
+    server::{Options, Server, with_configured_server},
+    settles,
+};
+use serde_json::{Value, json};
+
+const ID: &str = "7e57ab1e-0123-4567-89ab-0123456789ab";
+const OTHER: &str = "7e57ab1e-0123-4567-89ab-ba9876543210";
+
+fn options() -> Options {
+    Options {
+        config: Some("runner: {enabled: true, listen: '127.0.0.1:0'}\n".to_owned()),
+        ..Options::default()
+    }
+}
+
+/// Where its runner listens, as the server's banner says.
+fn runner(server: &Server) -> Http {
+    let mut address = None;
+    settles("the runner's address in the banner", || {
+        let log = server.log();
+        let line = log.lines().find_map(|line| line.trim().strip_prefix("runner"));
+        let url = line.and_then(|line| line.trim().strip_prefix("http://"));
+        address = url.and_then(|url| url.trim_end_matches('/').parse().ok());
+        address.is_some()
+    });
+    Http::new(address.expect("found above"))
+}
+
+struct Sandbox<'a> {
+    http: &'a Http,
+    id: &'a str,
+}
+
+impl Sandbox<'_> {
+    fn post(&self, verb: &str, body: &Value) -> Answer {
+        self.http.post(&format!("/sandboxes/{}/{verb}", self.id), body)
+    }
+
+    fn state(&self) -> String {
+        let info: Value = self.http.get(&format!("/sandboxes/{}", self.id)).expect(200).json();
+        info["state"].as_str().expect("a word").to_owned()
+    }
+
+    /// Runs a command as an SDK does.
+    #[track_caller]
+    fn run(&self, command: &str) -> String {
+        let answer = self.post("toolbox/process/execute", &json!({ "command": command }));
+        let result: Value = answer.expect(200).json();
+        assert_eq!(result["exitCode"], 0, "{command}: {result}");
+        result["result"].as_str().expect("text").trim_end().to_owned()
+    }
+}
+
+fn body(id: &str, snapshot: &str) -> Value {
+    json!({
+        "id": id, "userId": "u", "osUser": "daytona", "snapshot": snapshot, "cpuQuota": 1, "memoryQuota": 512,
+        "storageQuota": 0, "networkBlockAll": true, "sandboxClass": "container", "env": { "MINE": "kept" },
+    })
+}
+
+#[test]
+fn a_sandbox_of_a_control_plane() {
+    with_configured_server("a_sandbox_of_a_control_plane", &options(), |server| {
+        let http = runner(server);
+        let health: Value = http.get("/").expect(200).json();
+        assert_eq!(health["status"], "ok");
+        let sandbox = Sandbox { http: &http, id: ID };
+        assert_eq!(sandbox.state(), "destroyed");
+        let missing = http.post("/sandboxes", &body(ID, "not-here")).expect(404).text();
+        assert!(missing.contains("/snapshots/pull"), "{missing}");
+
+        let made: Value = http.post("/sandboxes", &body(ID, "host")).expect(201).json();
+        assert!(made["daemonVersion"].as_str().is_some_and(|version| !version.is_empty()), "{made}");
+        assert_eq!(sandbox.state(), "started");
+        assert_eq!(sandbox.run("echo $MINE $DAYTONA_SANDBOX_ID"), format!("kept {ID}"));
+        // The native API sees the same sandbox.
+        let session: Value = server.http().get(&format!("/v1/sessions/{ID}")).expect(200).json();
+        assert_eq!((&session["security"], &session["network"]), (&json!("container"), &json!("none")));
+
+        sandbox.post("resize", &json!({ "memory": 768 })).expect(200);
+        assert_eq!(http.post(&format!("/sandboxes/{ID}/resize"), &json!({ "memory": 256 })).status, 400);
+        sandbox.run("echo old > ~/note");
+        sandbox.post("pause", &Value::Null).expect(200);
+        assert_eq!(sandbox.state(), "paused");
+        sandbox.post("toolbox/process/execute", &json!({ "command": "true" })).expect(409);
+        sandbox.post("resume", &Value::Null).expect(200);
+        let pushed = http.post("/snapshots/push", &json!({ "sandboxId": ID, "snapshotName": "x" }));
+        assert!(pushed.expect(409).text().contains("sandbox must be stopped or paused"));
+
+        let created: Value =
+            http.post("/snapshots/create", &json!({ "sandboxId": ID, "name": "noted" })).expect(200).json();
+        assert_eq!((&created["name"], &created["liveMode"]), (&json!("noted"), &json!(false)));
+        let info: Value = http.get("/snapshots/info?snapshot=noted").expect(200).json();
+        assert!(info["sizeGB"].is_number(), "{info}");
+        sandbox.run("echo new > ~/note");
+        let other = Sandbox { http: &http, id: OTHER };
+        http.post("/sandboxes", &body(OTHER, "noted")).expect(201);
+        assert_eq!(
+            (other.run("cat ~/note"), sandbox.run("cat ~/note")),
+            ("old".to_owned(), "new".to_owned())
+        );
+        other.post("destroy", &Value::Null).expect(200);
+        http.post("/snapshots/remove?snapshot=noted", &Value::Null).expect(200);
+
+        sandbox.post("stop", &json!({ "force": true })).expect(200);
+        assert_eq!(sandbox.state(), "stopped");
+        sandbox.post("start", &Value::Null).expect(200);
+        assert_eq!(sandbox.run("cat ~/note"), "new");
+        let text = http.get("/metrics").expect(200).text();
+        assert!(
+            text.contains(r#"container_operation_total{operation="create",status="success"} 2"#),
+            "{text}"
+        );
+        let figures: Value = http.get("/info").expect(200).json();
+        assert_eq!(figures["metrics"]["currentStartedSandboxes"], 1, "{figures}");
+        sandbox.post("destroy", &Value::Null).expect(200);
+        assert_eq!(sandbox.state(), "destroyed");
+    });
+}
+
+#[test]
+fn ports_and_streams_of_a_sandbox() {
+    with_configured_server("ports_and_streams_of_a_sandbox", &options(), |server| {
+        let http = runner(server);
+        http.post("/sandboxes", &body("by-name", "host")).expect(201);
+        let sandbox = Sandbox { http: &http, id: "by-name" };
+        sandbox.run("mkdir -p /tmp/site && echo served > /tmp/site/page");
+        sandbox.post("toolbox/process/session", &json!({ "sessionId": "web" })).expect(201);
+        let serve =
+            json!({ "command": "python3 -m http.server 3000 --directory /tmp/site", "runAsync": true });
+        sandbox.post("toolbox/process/session/web/exec", &serve).expect(202);
+        settles("a web server inside", || http.get("/sandboxes/by-name/proxy/3000/page").status == 200);
+        for path in ["proxy/3000/page", "toolbox/proxy/3000/page"] {
+            let page = http.get(&format!("/sandboxes/by-name/{path}")).expect(200);
+            assert_eq!(page.text().trim_end(), "served", "{path}");
+        }
+        http.get("/sandboxes/by-name/proxy/3001/").expect(502);
+        http.get("/sandboxes/by-name/proxy/0/").expect(400);
+        // A log that is followed goes on as long as what writes it.
+        let command = json!({ "command": "for n in 1 2 3; do echo line$n; done", "runAsync": true });
+        sandbox.post("toolbox/process/session", &json!({ "sessionId": "talk" })).expect(201);
+        let started: Value = sandbox.post("toolbox/process/session/talk/exec", &command).expect(202).json();
+        let command = started["cmdId"].as_str().expect("an id");
+        let logs = http
+            .get(&format!(
+                "/sandboxes/by-name/toolbox/process/session/talk/command/{command}/logs?follow=true"
+            ))
+            .expect(200);
+        assert!(logs.text().contains("line3"), "{}", logs.text());
+        sandbox.post("destroy", &Value::Null).expect(200);
+    });
+}
