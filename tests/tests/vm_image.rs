@@ -93,23 +93,18 @@ fn a_name_goes_back_to_the_version_before() {
     assert_eq!(valid.code, 0, "{}", valid.stderr);
 }
 
-/// A build of a disk that takes a moment, up to where it says this.
-fn building(dir: &Path, tree: &Path, until: &str) -> Child {
+/// Starts a build of a disk that takes a moment.
+fn building(dir: &Path, tree: &Path) -> Child {
     let mut command = vm::build(dir, "vm", tree);
-    command.args(["--size", "1GiB"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-    let mut heard = Vec::new();
-    loop {
-        let line = said.next().unwrap_or_else(|| panic!("it ended before: {heard:?}")).unwrap();
-        let found = line.contains(until);
-        heard.push(line);
-        if found {
-            // Read on, or the build would die of a pipe that nobody reads.
-            std::thread::spawn(move || said.for_each(drop));
-            return child;
-        }
-    }
+    command.args(["--size", "1GiB"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until a build says this.
+fn heard(build: &mut Child, until: &str) {
+    let mut said = BufReader::new(build.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.contains(until)), "it ended before: {until}");
+    // Read on, or the build would die of a pipe that nobody reads.
+    std::thread::spawn(move || said.for_each(drop));
 }
 
 #[test]
@@ -120,33 +115,38 @@ fn a_build_that_dies_leaves_nothing_that_is_seen() {
     let tree = busybox_tree();
     // Enough that there is something to be in the middle of.
     std::fs::write(tree.path().join("etc/random"), noise(24 << 20)).unwrap();
-    for stage in ["finding a kernel", "making the file system", "writing the disk", "storing the image"] {
-        for signal in [Signal::KILL, Signal::TERM] {
-            let dir = DataDir::new();
-            let mut child = building(dir.path(), tree.path(), stage);
-            rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
-            let status = child.wait().unwrap();
-            let scratch = dir.path().join("images/tmp");
-            let scratches = || std::fs::read_dir(&scratch).map_or(0, Iterator::count);
-            // What it had started ends by itself; only then does the next one sweep.
-            settles("the leftovers are swept", || {
-                assert_eq!(sandhaus(&dir, &["image", "list"]).code, 0);
-                scratches() == 0
-            });
-            let listed = sandhaus(&dir, &["image", "list", "-o", "json"]).stdout;
-            let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
-            let names: Vec<_> = listed.iter().map(|image| image["name"].as_str().unwrap()).collect();
-            if status.success() || names.contains(&"vm") {
-                // It came through before the signal did: then all of it is there.
-                assert_eq!(names, ["host", "vm", "vm.1"], "{stage}, {signal:?}");
-                assert_eq!(sandhaus(&dir, &["image", "validate", "vm"]).code, 0);
-            } else {
-                assert!(names == ["host"] || names == ["host", "vm.1"], "{stage}, {signal:?}: {names:?}");
-                let pruned = sandhaus(&dir, &["image", "prune", "--all"]);
-                assert_eq!(pruned.code, 0, "{}", pruned.stderr);
-                let left = std::fs::read_dir(dir.path().join("images/content")).unwrap().count();
-                assert_eq!(left, 0, "{stage}, {signal:?}");
-            }
+    for (stage, signal) in [
+        ("finding a kernel", Signal::KILL),
+        ("making the file system", Signal::KILL),
+        ("writing the disk", Signal::TERM),
+        ("writing the disk", Signal::KILL),
+        ("storing the image", Signal::KILL),
+    ] {
+        let dir = DataDir::new();
+        let mut child = building(dir.path(), tree.path());
+        heard(&mut child, stage);
+        rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+        let status = child.wait().unwrap();
+        let scratch = dir.path().join("images/tmp");
+        let scratches = || std::fs::read_dir(&scratch).map_or(0, Iterator::count);
+        // What it had started ends by itself; only then does the next one sweep.
+        settles("the leftovers are swept", || {
+            assert_eq!(sandhaus(&dir, &["image", "list"]).code, 0);
+            scratches() == 0
+        });
+        let listed = sandhaus(&dir, &["image", "list", "-o", "json"]).stdout;
+        let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
+        let names: Vec<_> = listed.iter().map(|image| image["name"].as_str().unwrap()).collect();
+        if status.success() || names.contains(&"vm") {
+            // It came through before the signal did: then all of it is there.
+            assert_eq!(names, ["host", "vm", "vm.1"], "{stage}, {signal:?}");
+            assert_eq!(sandhaus(&dir, &["image", "validate", "vm"]).code, 0);
+        } else {
+            assert!(names == ["host"] || names == ["host", "vm.1"], "{stage}, {signal:?}: {names:?}");
+            let pruned = sandhaus(&dir, &["image", "prune", "--all"]);
+            assert_eq!(pruned.code, 0, "{}", pruned.stderr);
+            let left = std::fs::read_dir(dir.path().join("images/content")).unwrap().count();
+            assert_eq!(left, 0, "{stage}, {signal:?}");
         }
     }
 }
