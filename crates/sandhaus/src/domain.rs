@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use sandhaus_engines::namespace::{NamespaceConfig, NamespaceEngine};
+use sandhaus_engines::{
+    namespace::{NamespaceConfig, NamespaceEngine},
+    qemu::{AcceleratorChoice, QemuConfig, QemuEngine},
+};
 use sandhaus_gateway::V1Config;
 use sandhaus_images::{Catalogue, ImageName};
 use sandhaus_sandbox::{
@@ -19,7 +22,12 @@ use sandhaus_sandbox::{
     store::Store,
 };
 
-use crate::{advice::Advice, agent, config::Config};
+use crate::{
+    advice::Advice,
+    agent,
+    config::{Acceleration, Config},
+    kvm::{self, Verdict},
+};
 
 /// Name of the namespace engine.
 pub(crate) const NAMESPACE: &str = "namespace";
@@ -41,6 +49,12 @@ const IMAGES_DIR: &str = "images";
 const RUN_DIR: &str = "run";
 const AGENT_DIR: &str = "agent";
 const WORKSPACES_DIR: &str = "workspaces";
+
+/// What is known of the QEMU at hand lies there, for all instances.
+const QEMU_DIR: &str = "vm";
+
+/// The program that runs virtual machines.
+const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 
 /// The store of an instance.
 const STORE_FILE: &str = "sandhaus.db";
@@ -96,8 +110,11 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
     // The launcher comes up while the catalogue is looked at.
     let namespace = open_namespace(&instance, config).await?;
     let catalogue = catalogue.await.context("open image catalogue")??;
-    let engines: BTreeMap<EngineName, Arc<dyn Engine>> =
+    let mut engines: BTreeMap<EngineName, Arc<dyn Engine>> =
         BTreeMap::from([(EngineName(NAMESPACE.to_owned()), namespace as Arc<dyn Engine>)]);
+    if let Some(qemu) = open_qemu(&instance, config).await? {
+        engines.insert(EngineName(QEMU.to_owned()), qemu);
+    }
     let base = ImageName::parse(BASE_ALIAS).expect("a valid name");
     let service = ServiceConfig {
         defaults: Defaults {
@@ -161,6 +178,60 @@ async fn open_namespace(instance: &Instance, config: &Config) -> Result<Arc<Name
     Ok(Arc::new(engine))
 }
 
+/// Virtual machines, where there is a QEMU; and where there was one, so that what it left can be seen and ended.
+async fn open_qemu(instance: &Instance, config: &Config) -> Result<Option<Arc<dyn Engine>>> {
+    let found = find_qemu(config).filter(|_| config.qemu.enabled);
+    let binary = match found {
+        Some(binary) => binary,
+        None if QemuEngine::is_in_use(instance.dir()) => PathBuf::from(QEMU_PROGRAM),
+        None => return Ok(None),
+    };
+    let engine = QemuEngine::open(QemuConfig {
+        data_dir: instance.dir().to_owned(),
+        instance: instance.id().to_owned(),
+        binary,
+        accelerator: accelerator(config),
+        probe_dir: config.data_dir.join(QEMU_DIR),
+        network: config.net.clone(),
+        cgroup: config.cgroup.clone(),
+    })
+    .await
+    .context("open the engine of virtual machines")?;
+    Ok(Some(Arc::new(engine)))
+}
+
+/// Who runs virtual machines, as it is configured.
+pub(crate) fn accelerator(config: &Config) -> AcceleratorChoice {
+    match config.qemu.accelerator {
+        Acceleration::Auto => AcceleratorChoice::Auto(try_kvm),
+        Acceleration::Kvm => AcceleratorChoice::Kvm,
+        Acceleration::Tcg => AcceleratorChoice::Tcg,
+    }
+}
+
+/// Whether the processor runs a guest, and why not.
+fn try_kvm() -> Result<(), String> {
+    match kvm::verdict() {
+        Verdict::Works => Ok(()),
+        Verdict::Absent(why) | Verdict::Broken(why) => Err(why.clone()),
+    }
+}
+
+/// The QEMU that runs virtual machines, if there is one. Guests are of this host's own kind: their agent is.
+pub(crate) fn find_qemu(config: &Config) -> Option<PathBuf> {
+    if std::env::consts::ARCH != "x86_64" {
+        return None;
+    }
+    if let Some(binary) = &config.qemu.binary {
+        return Some(binary.clone());
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(QEMU_PROGRAM))
+        .find(|path| path.is_file())
+}
+
 /// Digests of the images that sandboxes and snapshots of an instance need, without opening its service.
 pub(crate) fn needed_images(instance: &Instance) -> Result<BTreeSet<String>> {
     let mut needed = snapshot::images_of(instance.dir())?;
@@ -192,14 +263,17 @@ pub(crate) async fn sweep_dead_runs(config: &Config) {
 }
 
 async fn sweep(instance: Instance, config: &Config) -> Result<()> {
-    let engine = open_namespace(&instance, config).await?;
+    let namespace = open_namespace(&instance, config).await? as Arc<dyn Engine>;
+    let qemu = open_qemu(&instance, config).await?;
     let mut result = Ok(());
-    for left in engine.survey().await? {
-        if let Err(error) = engine.destroy(&left.id).await {
-            result = Err(error).with_context(|| format!("destroy {}", left.id));
+    for engine in [Some(namespace), qemu].into_iter().flatten() {
+        for left in engine.survey().await? {
+            if let Err(error) = engine.destroy(&left.id).await {
+                result = Err(error).with_context(|| format!("destroy {}", left.id));
+            }
         }
+        engine.shutdown().await?;
     }
-    engine.shutdown().await?;
     result?;
     instance.remove()?;
     Ok(())

@@ -10,6 +10,7 @@
 use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     process::{Child, Command, ExitCode, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -38,8 +39,13 @@ pub(crate) enum Verdict {
     Broken(String),
 }
 
-/// Runs the probe.
-pub(crate) fn probe() -> Verdict {
+/// The probe's verdict; it runs once in the life of a process.
+pub(crate) fn verdict() -> &'static Verdict {
+    static VERDICT: OnceLock<Verdict> = OnceLock::new();
+    VERDICT.get_or_init(probe)
+}
+
+fn probe() -> Verdict {
     if let Err(error) = fs_err::OpenOptions::new().read(true).write(true).open(DEVICE) {
         return Verdict::Absent(error.to_string());
     }

@@ -108,9 +108,12 @@ fn parse() -> Result<Cli, ExitCode> {
     Ok(cli)
 }
 
-/// Prints every fault point there is.
+/// Prints every fault point there is, of the engine that is named or else of the first.
 fn fault_points() -> ExitCode {
-    let mut points = sandhaus_engines::namespace::fault_points();
+    let mut points = match std::env::args().nth(2).as_deref() {
+        Some(domain::QEMU) => sandhaus_engines::qemu::fault_points(),
+        _ => sandhaus_engines::namespace::fault_points(),
+    };
     points.extend(sandhaus_sandbox::plan::fault_points());
     points.extend(sandhaus_sandbox::workspace::fault_points());
     points.extend(sandhaus_sandbox::pool::fault_points());
@@ -205,7 +208,7 @@ async fn dispatch(
         Command::Image(arguments) => commands::image::image(arguments, config, quiet, called_as).await,
         Command::Pool(arguments) => commands::pool::pool(arguments, config).await,
         Command::Workspace(arguments) => commands::workspace::workspace(arguments, config).await,
-        Command::Doctor(arguments) => commands::doctor::doctor(arguments, config, called_as),
+        Command::Doctor(arguments) => commands::doctor::doctor(arguments, config, called_as).await,
         Command::Config(arguments) => commands::config::config(arguments, loaded),
         Command::Security(arguments) => commands::security::security(arguments, loaded, called_as),
         Command::Stop(arguments) => commands::stop::stop(arguments, config, quiet, called_as).await,

@@ -90,7 +90,7 @@ impl QemuEngine {
     /// The engine of an instance, whose lock must be held by this process. Nothing is tried out but QEMU's version, and that
     /// only where it is not known yet.
     pub async fn open(config: QemuConfig) -> EngineResult<Self> {
-        let probe = Probe::new(&config.binary, &config.probe_dir, config.accelerator);
+        let probe = Probe::new(&config.binary, Some(&config.probe_dir), config.accelerator);
         let version = tokio::task::spawn_blocking(move || probe.version())
             .await
             .map_err(|error| EngineError::host("open engine", error))?;
@@ -325,7 +325,7 @@ impl Inner {
         let directory = config.data_dir.join(FOLDER);
         crate::namespace::disk::make_private(&directory)
             .map_err(|error| EngineError::host("make directory of virtual machines", error))?;
-        let probe = Probe::new(&config.binary, &config.probe_dir, config.accelerator);
+        let probe = Probe::new(&config.binary, Some(&config.probe_dir), config.accelerator);
         let cgroups = Arc::new(Cgroups::open(&own_id, config.cgroup.as_deref(), &directory)?);
         let machines = Arc::new(Machines::open(&directory, &cgroups, exits)?);
         let disks = Arc::new(Disks::open(&config.data_dir)?);

@@ -27,6 +27,12 @@ const COMPLAINT_BYTES_MAX: usize = 2000;
 /// Threads, in its own words, that compress at a time.
 const COROUTINES: &str = "8";
 
+/// Whether it is there.
+pub(super) fn is_installed() -> bool {
+    let tried = Command::new(PROGRAM).arg("--version").stdin(Stdio::null()).output();
+    tried.is_ok_and(|output| output.status.success())
+}
+
 /// Writes a chain as one file that stands alone, compressed.
 pub(super) fn flatten(directory: &Path, chain: &Chain, into: &Path) -> EngineResult<()> {
     let source = format!("json:{}", pinned(&chain.layers));

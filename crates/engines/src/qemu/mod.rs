@@ -13,7 +13,7 @@
 //! Reading order:
 //! - `arguments`: the command line of a QEMU; `probe`: what the QEMU at hand can do;
 //! - `spawn`: making the process; `channel`, `qmp`, `console`, `dial`: speaking to it and to the guest;
-//! - `engine`, `start`: the engine itself; `steps`: its sequences;
+//! - `engine`, `start`: the engine itself; `steps`: its sequences; `check`: what `doctor` is told;
 //! - `qcow2`, `disk`: disks, chains of qcow2 files;
 //! - `manifest`, `memory`, `capture`, `restore`, `pack`: what a snapshot is, taking, restoring and sending one;
 //!   `snapshot`: the engine's part in that.
@@ -28,6 +28,7 @@
 mod arguments;
 mod capture;
 mod channel;
+mod check;
 mod console;
 mod dial;
 mod disk;
@@ -51,6 +52,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use check::check_machines;
 pub use engine::QemuEngine;
 
 /// Who runs a guest's instructions.

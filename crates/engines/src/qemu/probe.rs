@@ -123,14 +123,15 @@ pub(super) struct Knowledge {
 #[derive(Debug, Clone)]
 pub(super) struct Probe {
     binary: PathBuf,
-    directory: PathBuf,
+    /// Where it is written down; nowhere: it is found out anew.
+    directory: Option<PathBuf>,
     choice: AcceleratorChoice,
 }
 
 impl Probe {
-    /// About `binary`; what is found out is written down in `directory`.
-    pub(super) fn new(binary: &Path, directory: &Path, choice: AcceleratorChoice) -> Self {
-        Self { binary: binary.to_owned(), directory: directory.to_owned(), choice }
+    /// About `binary`; what is found out is written down in `directory`, if one is given.
+    pub(super) fn new(binary: &Path, directory: Option<&Path>, choice: AcceleratorChoice) -> Self {
+        Self { binary: binary.to_owned(), directory: directory.map(Path::to_owned), choice }
     }
 
     /// QEMU's version. Blocks, for a moment where it is not written down.
@@ -223,21 +224,22 @@ impl Probe {
     fn read(&self) -> Option<Notes> {
         use std::io::Read as _;
         let mut text = Vec::new();
-        let file = fs_err::File::open(self.directory.join(FILE)).ok()?;
+        let file = fs_err::File::open(self.directory.as_ref()?.join(FILE)).ok()?;
         file.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
     /// Whole or not at all. What cannot be written down is found out again next time.
     fn write(&self, notes: &Notes) {
+        let Some(directory) = &self.directory else { return };
         let mut random = [0_u8; 8];
         // Only a name that another process does not use at the same moment.
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
-        let fresh = self.directory.join(format!("{FILE}.{:016x}", u64::from_ne_bytes(random)));
+        let fresh = directory.join(format!("{FILE}.{:016x}", u64::from_ne_bytes(random)));
         let text = serde_json::to_vec(notes).unwrap_or_default();
-        let written = fs_err::create_dir_all(&self.directory)
+        let written = fs_err::create_dir_all(directory)
             .and_then(|()| fs_err::write(&fresh, text))
-            .and_then(|()| fs_err::rename(&fresh, self.directory.join(FILE)));
+            .and_then(|()| fs_err::rename(&fresh, directory.join(FILE)));
         if let Err(error) = written {
             tracing::debug!(%error, "cannot write down what QEMU can do");
         }

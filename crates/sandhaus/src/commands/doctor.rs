@@ -10,6 +10,7 @@ use anyhow::Result;
 use sandhaus_engines::{
     namespace::{CheckLevel, HostCheck, check_host},
     net::{NetworkCheck, check_network},
+    qemu::check_machines,
 };
 use sandhaus_sandbox::Instance;
 
@@ -18,6 +19,7 @@ use crate::{
     checks::{Check, Level, Subject, report},
     cli::DoctorArguments,
     config::Config,
+    domain,
     kvm::{self, Verdict},
     output::human_bytes,
     spelling::CalledAs,
@@ -38,7 +40,11 @@ impl From<HostCheck> for Check {
 }
 
 /// Looks at everything and prints it; status 1 if anything fails.
-pub(crate) fn doctor(arguments: &DoctorArguments, config: &Config, called_as: CalledAs) -> Result<ExitCode> {
+pub(crate) async fn doctor(
+    arguments: &DoctorArguments,
+    config: &Config,
+    called_as: CalledAs,
+) -> Result<ExitCode> {
     let data_dir = check_data_dir(&config.data_dir);
     let mut checks = Vec::new();
     match Scratch::new(&config.data_dir) {
@@ -57,6 +63,7 @@ pub(crate) fn doctor(arguments: &DoctorArguments, config: &Config, called_as: Ca
     checks.push(check_memory());
     checks.push(check_port(config));
     checks.push(check_kvm());
+    checks.push(check_virtual_machines(config).await);
     report(&checks, arguments.output, &HOST, called_as)
 }
 
@@ -196,9 +203,24 @@ fn check_port(config: &Config) -> Check {
     }
 }
 
+async fn check_virtual_machines(config: &Config) -> Check {
+    const NAME: &str = "virtual machines";
+    if !config.qemu.enabled {
+        return Check::ok(NAME, "turned off by qemu.enabled");
+    }
+    match domain::find_qemu(config) {
+        Some(binary) => check_machines(&binary, domain::accelerator(config)).await.into(),
+        None => Check::warn(
+            NAME,
+            "there is no QEMU",
+            "install qemu-system-x86 and qemu-utils; sandboxes of namespaces do not need them",
+        ),
+    }
+}
+
 fn check_kvm() -> Check {
     const NAME: &str = "kvm";
-    match kvm::probe() {
+    match kvm::verdict() {
         Verdict::Works => Check::ok(NAME, "a test guest ran"),
         Verdict::Absent(why) => Check::warn(
             NAME,

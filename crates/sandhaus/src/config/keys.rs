@@ -12,7 +12,7 @@ use sandhaus_sandbox::{NetworkPolicy, Seccomp, SecurityProfile};
 use serde_json::{Value, json};
 
 use super::{
-    ApiKey, Config, parse_listen,
+    Acceleration, ApiKey, Config, parse_listen,
     snapshots::{StoreSetting, parse_mode, parse_owner},
     value::Raw,
 };
@@ -620,6 +620,46 @@ pub(crate) const KEYS: &[Key] = &[
             Ok(())
         },
         show: |config| json!(config.runner.listen.to_string()),
+    },
+    Key {
+        name: "qemu.enabled",
+        env: "QEMU_ENABLED",
+        about: "Whether there are virtual machines, on a host that has QEMU.",
+        kind: Kind::Truth,
+        ignored: None,
+        apply: |config, raw| {
+            config.qemu.enabled = raw.truth()?;
+            Ok(())
+        },
+        show: |config| json!(config.qemu.enabled),
+    },
+    Key {
+        name: "qemu.binary",
+        env: "QEMU_BINARY",
+        about: "The QEMU that runs virtual machines. Empty: qemu-system-x86_64, wherever the server's PATH finds it.",
+        kind: Kind::PathOrNothing,
+        ignored: None,
+        apply: |config, raw| {
+            let text = raw.words()?;
+            if !text.is_empty() && !text.starts_with('/') {
+                return Err("must be an absolute path".to_owned());
+            }
+            config.qemu.binary = (!text.is_empty()).then(|| PathBuf::from(text));
+            Ok(())
+        },
+        show: |config| json!(config.qemu.binary.as_deref().unwrap_or(Path::new(""))),
+    },
+    Key {
+        name: "qemu.accelerator",
+        env: "QEMU_ACCELERATOR",
+        about: "Who runs virtual machines: the processor (`kvm`), QEMU by itself, slowly (`tcg`), or the processor where a test guest runs and QEMU elsewhere (`auto`).",
+        kind: Kind::Choice(&["auto", "kvm", "tcg"]),
+        ignored: None,
+        apply: |config, raw| {
+            config.qemu.accelerator = Acceleration::of(raw.choice()?);
+            Ok(())
+        },
+        show: |config| json!(config.qemu.accelerator.word()),
     },
     Key {
         name: "snapshots.store",

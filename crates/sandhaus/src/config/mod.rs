@@ -53,6 +53,52 @@ const RUNNER_PORT: u16 = 3005;
 /// Largest configuration file in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// What is configured of virtual machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct QemuSettings {
+    /// There are any.
+    pub(crate) enabled: bool,
+    /// The program, if it is not to be searched for.
+    pub(crate) binary: Option<PathBuf>,
+    /// Who runs them.
+    pub(crate) accelerator: Acceleration,
+}
+
+impl Default for QemuSettings {
+    fn default() -> Self {
+        Self { enabled: true, binary: None, accelerator: Acceleration::Auto }
+    }
+}
+
+/// Who runs virtual machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Acceleration {
+    /// The processor, where it does.
+    Auto,
+    /// The processor.
+    Kvm,
+    /// QEMU by itself.
+    Tcg,
+}
+
+impl Acceleration {
+    fn of(word: &str) -> Self {
+        match word {
+            "kvm" => Self::Kvm,
+            "tcg" => Self::Tcg,
+            _ => Self::Auto,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Config {
@@ -92,6 +138,8 @@ pub(crate) struct Config {
     pub(crate) network: NetworkPolicy,
     /// The addresses of bridged sandboxes, and what they may reach of private networks.
     pub(crate) net: NetworkConfig,
+    /// Virtual machines.
+    pub(crate) qemu: QemuSettings,
     /// Sandboxes kept ready: whether, and how many of each image.
     pub(crate) pool: PoolConfig,
     /// Workspaces.
@@ -138,6 +186,7 @@ impl Default for Config {
             exec_mode: ExecMode::Stateful,
             network: NetworkPolicy::None,
             net: NetworkConfig::default(),
+            qemu: QemuSettings::default(),
             pool: PoolConfig::default(),
             workspaces: WorkspaceConfig::default(),
             dashboard: true,

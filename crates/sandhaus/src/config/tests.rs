@@ -29,7 +29,7 @@ fn nothing_configured_gives_the_documented_figures() {
 fn every_key_is_read_from_the_file() {
     let (config, warnings) = with(
         "listen: '0.0.0.0:9000'\napi_key: secret\ndata_dir: /data\ndefault_image: python\n\
-         allowed_images: [python, base]\ninsecure_registries: ['registry.lan:5000']\nsession_ttl_seconds: 60\nsandboxes_max: 7\ndefaults:\n  cpu_limit: 0.5\n  \
+         allowed_images: [python, base]\nqemu: {enabled: false, binary: /opt/qemu, accelerator: tcg}\ninsecure_registries: ['registry.lan:5000']\nsession_ttl_seconds: 60\nsandboxes_max: 7\ndefaults:\n  cpu_limit: 0.5\n  \
          mem_limit_mb: 64\n  pids_limit: 32\n  disk_limit_mb: 128\n  max_exec_timeout_ms: 1000\n  \
          readonly_rootfs: false\n  shell_prefer: sh\n  security_profile: container\n  exec_mode: stateless\n  \
          network_mode: bridge\nsecurity: {seccomp: mvp}\nnetwork:\n  subnet: 10.9.0.0/16\n  \
@@ -47,6 +47,11 @@ fn every_key_is_read_from_the_file() {
         data_dir: "/data".into(),
         default_image: name("python"),
         default_engine: "namespace".to_owned(),
+        qemu: QemuSettings {
+            enabled: false,
+            binary: Some("/opt/qemu".into()),
+            accelerator: Acceleration::Tcg,
+        },
         allowed_images: vec![name("python"), name("base")],
         insecure_registries: vec!["registry.lan:5000".to_owned()],
         session_ttl: Duration::from_secs(60),
@@ -94,6 +99,9 @@ fn every_key_is_read_from_the_environment_under_both_names() {
         ("CPU_LIMIT", "2"),
         ("MEM_LIMIT_MB", "8"),
         ("PIDS_LIMIT", "9"),
+        ("QEMU_ENABLED", "false"),
+        ("QEMU_BINARY", "/opt/qemu"),
+        ("QEMU_ACCELERATOR", "kvm"),
         ("DISK_LIMIT_MB", "10"),
         ("MAX_EXEC_TIMEOUT_MS", "11"),
         ("READONLY_ROOTFS", "false"),
