@@ -35,6 +35,8 @@ pub struct KernelObjects {
     pub loop_devices: BTreeSet<String>,
     /// Network interfaces of the calling thread's host that belong to a sandbox of the instance.
     pub interfaces: BTreeSet<String>,
+    /// Names of network namespaces that the instance gave.
+    pub namespace_names: BTreeSet<String>,
     /// What lies in the data directory's folders for sandboxes.
     pub files: BTreeSet<PathBuf>,
 }
@@ -55,6 +57,7 @@ impl KernelObjects {
             found.cgroups.extend(sandbox_cgroups(&instance));
             found.interfaces.extend(interfaces(&instance));
         }
+        found.namespace_names = instance.map(namespace_names).unwrap_or_default();
         found.host_mounts = mounts("/proc/self/mountinfo", data_dir).into_iter().collect();
         found.loop_devices = loop_devices(data_dir);
         for folder in ["machines", "disks", "run", "vm/machines", "vm/disks", "memory"] {
@@ -62,7 +65,8 @@ impl KernelObjects {
             found.files.extend(entries.filter(|path| !INSTANCE_FILES.iter().any(|own| path.ends_with(own))));
         }
         // Workspaces and snapshots stay; what is only being made or removed has a hidden name.
-        let lasting = ["workspaces", "snapshots"].into_iter().flat_map(|folder| entries(&data_dir.join(folder)));
+        let lasting =
+            ["workspaces", "snapshots"].into_iter().flat_map(|folder| entries(&data_dir.join(folder)));
         found.files.extend(lasting.filter(|path| {
             path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with('.'))
         }));
@@ -90,6 +94,11 @@ pub fn sweep(data_dir: &Path, instance: Option<&str>) {
             handle.ends_within(crate::PATIENCE);
         }
     }
+    // Runs without a server are instances of their own, named like their directories.
+    let is_id = |name: &&str| name.len() > 1 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let runs = entries(&data_dir.join("run"));
+    let runs = runs.iter().filter_map(|run| run.file_name()?.to_str());
+    runs.chain(instance).filter(is_id).for_each(sweep_network);
     for instance in names(instance) {
         for cgroup in sandbox_cgroups(&instance).into_iter().chain(instance_cgroups(&instance)) {
             let _ = std::fs::remove_dir(cgroup);
@@ -102,6 +111,66 @@ pub fn sweep(data_dir: &Path, instance: Option<&str>) {
 fn names(instance: Option<&str>) -> Vec<String> {
     let of_machines = |instance: &str| format!("v{}", &instance[1..]);
     instance.map(|instance| vec![instance.to_owned(), of_machines(instance)]).unwrap_or_default()
+}
+
+/// Removes what a server that was killed leaves of a network for the next one, who will not come.
+fn sweep_network(instance: &str) {
+    for name in namespace_names(instance) {
+        let _ = rustix::mount::unmount(&*name, rustix::mount::UnmountFlags::DETACH);
+        let _ = std::fs::remove_file(&name);
+    }
+    for link in links(instance) {
+        if let Some(name) = link["ifname"].as_str() {
+            let _ = output("ip", &["link", "delete", name]);
+        }
+    }
+    for table in names(Some(instance)).iter().map(|name| format!("sandhaus_{name}")) {
+        let Some(rules) = output("nft", &["list", "table", "inet", &table]) else { continue };
+        let _ = output("nft", &["delete", "table", "inet", &table]);
+        if !output("nft", &["list", "tables"]).is_some_and(|tables| tables.contains("sandhaus_")) {
+            stop_forwarding(&rules);
+        }
+    }
+}
+
+/// Turns off what the last table there was said that it had turned on.
+fn stop_forwarding(rules: &str) {
+    let indexes = rules.lines().filter_map(|line| {
+        line.trim().strip_prefix("chain forwarding_")?.split(' ').next()?.parse::<u64>().ok()
+    });
+    let indexes: BTreeSet<u64> = indexes.collect();
+    for link in all_links()
+        .iter()
+        .filter(|link| link["ifindex"].as_u64().is_some_and(|index| indexes.contains(&index)))
+    {
+        if let Some(name) = link["ifname"].as_str() {
+            let setting = format!("/proc/thread-self/root/proc/sys/net/ipv4/conf/{name}/forwarding");
+            let _ = std::fs::write(setting, "0");
+        }
+    }
+}
+
+/// What a program says; `None` where it fails or is missing.
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = std::process::Command::new(program).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Names of network namespaces whose files say that the instance made them. The words lie below what is mounted, so a
+/// mount namespace of the look's own is cleared of it first.
+fn namespace_names(instance: &str) -> BTreeSet<String> {
+    const LOOK: &str = "for name in /run/netns/*; do umount -l \"$name\" 2>/dev/null; \
+                        printf '%s %s\\n' \"$name\" \"$(head -c 256 \"$name\" | head -n 1)\"; done";
+    if entries(Path::new("/run/netns")).is_empty() {
+        return BTreeSet::new();
+    }
+    let listed = output("unshare", &["--mount", "--propagation", "private", "sh", "-c", LOOK]);
+    let listed = listed.unwrap_or_default();
+    let ours = |line: &str| {
+        let (name, words) = line.split_once(' ')?;
+        names(Some(instance)).iter().any(|name| words.contains(name)).then(|| name.to_owned())
+    };
+    listed.lines().filter_map(ours).collect()
 }
 
 /// Namespaces of a process.
@@ -120,8 +189,7 @@ impl Spaces {
 /// Processes of the instance's sandboxes. Its servers, command lines and launchers are not: they carry the data
 /// directory as an argument, but none of its marks.
 fn owned_processes(data_dir: &Path, instance: Option<&str>) -> Vec<u32> {
-    let marks: Vec<String> =
-        names(instance).iter().map(|instance| format!("/sandhaus/{instance}")).collect();
+    let marks: Vec<String> = names(instance).iter().map(|instance| format!("/sandhaus/{instance}")).collect();
     let server = |pid| {
         let arguments = process::arguments(pid);
         arguments.iter().any(|argument| argument == "__launcher")
@@ -196,21 +264,30 @@ fn interfaces(instance: &str) -> BTreeSet<String> {
 }
 
 fn links(instance: &str) -> Vec<serde_json::Value> {
-    let listed = std::process::Command::new("ip").args(["-j", "-d", "link", "show"]).output();
-    let listed = listed.expect("ip is installed").stdout;
-    let links: Vec<serde_json::Value> = serde_json::from_slice(&listed).unwrap_or_default();
-    let ours = |link: &serde_json::Value| link["ifname"].as_str().is_some_and(|name| name.contains(instance));
-    links.into_iter().filter(ours).collect()
+    let names = names(Some(instance));
+    let ours = |link: &serde_json::Value| {
+        link["ifname"].as_str().is_some_and(|link| names.iter().any(|name| link.contains(name)))
+    };
+    all_links().into_iter().filter(ours).collect()
 }
 
-/// What an instance has of the network of the calling thread's host, for sandboxes or for itself: interfaces and tables
-/// of filters.
+fn all_links() -> Vec<serde_json::Value> {
+    let listed = std::process::Command::new("ip").args(["-j", "-d", "link", "show"]).output();
+    let listed = listed.expect("ip is installed").stdout;
+    serde_json::from_slice(&listed).unwrap_or_default()
+}
+
+/// What an instance has of the network of the calling thread's host, for sandboxes or for itself: interfaces, tables of
+/// filters, and names of namespaces.
 pub fn network_of(instance: &str) -> BTreeSet<String> {
     let listed =
         std::process::Command::new("nft").args(["list", "tables"]).output().expect("nft is installed");
     let tables = String::from_utf8_lossy(&listed.stdout).into_owned();
-    let tables = tables.lines().filter(|line| line.contains(instance)).map(str::to_owned);
-    tables.chain(links(instance).iter().map(|link| link["ifname"].to_string())).collect()
+    let names = names(Some(instance));
+    let ours = |line: &&str| names.iter().any(|name| line.contains(name));
+    let tables = tables.lines().filter(ours).map(str::to_owned);
+    let links = links(instance).into_iter().map(|link| link["ifname"].to_string());
+    tables.chain(links).chain(namespace_names(instance)).collect()
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -233,6 +310,29 @@ mod tests {
         assert_eq!(objects.files, BTreeSet::from([dir.path().join("disks/one")]));
         let panic = std::panic::catch_unwind(|| assert_nothing_left(dir.path(), None)).unwrap_err();
         assert!(panic.downcast_ref::<String>().unwrap().contains("disks/one"));
+    }
+
+    #[test]
+    fn what_a_killed_server_leaves_of_a_network_goes_with_its_directory() {
+        if !crate::runnable("what_a_killed_server_leaves_of_a_network_goes_with_its_directory") {
+            return;
+        }
+        crate::network::on_a_host(|_| {
+            let forwards = || {
+                let path = "/proc/thread-self/root/proc/sys/net/ipv4/conf/up0/forwarding";
+                fs_err::read_to_string(path).expect("up0 is there").trim() == "1"
+            };
+            let dir = DataDir::new();
+            let server = crate::server::Server::start(&dir);
+            let request = serde_json::json!({"network": "bridge"});
+            drop(crate::session::Session::create(&server.http(), &request));
+            server.kill();
+            let instance = dir.instance().expect("it has an id");
+            assert!(network_of(&instance).len() > 1 && forwards());
+            drop(dir);
+            assert_eq!(network_of(&instance), BTreeSet::new());
+            assert!(!forwards());
+        });
     }
 
     #[test]
