@@ -809,7 +809,7 @@ mod tests {
         host.disks.doom(&spec.id).expect("doomed");
         assert_eq!(host.disks.record(&spec.id).expect("read"), None);
         assert!(host.disks.exists(&spec.id));
-        assert_eq!(host.disks.list().expect("listed"), [spec.id.clone()]);
+        assert_eq!(host.disks.list().expect("listed"), std::slice::from_ref(&spec.id));
         host.disks.materialize(&spec).expect("another is made");
         host.disks.remove(&spec.id).expect("removed");
         host.disks.remove(&spec.id).expect("absent");

@@ -404,7 +404,7 @@ mod tests {
         };
         if run(&["--version"]).is_err() {
             use std::io::Write as _;
-            std::io::stderr().write_all(b"SKIPPED qemu_img_agrees: it is not installed\n").expect("written");
+            io::stderr().write_all(b"SKIPPED qemu_img_agrees: it is not installed\n").expect("written");
             return;
         }
         drop(written(directory.path(), "0.qcow2", 1 << 30, None));
