@@ -48,6 +48,8 @@ pub(crate) fn make(work: &mut Work<'_>, disk: &Path) -> Result<Made> {
     work.stage(Stage::Copy)?;
     let (digest, size_bytes) = plain(work, disk)?;
     let tools = work.tools;
+    let (before, after) = (tools.folder().join(BEFORE), tools.folder().join(AFTER));
+    let systems = gpt::ext_file_systems(&before)?;
     let flat = work.build.layering == Layering::Flat;
     let layers_before = if work.build.layering == Layering::Natural {
         work.stage(Stage::Disk)?;
@@ -56,13 +58,11 @@ pub(crate) fn make(work: &mut Work<'_>, disk: &Path) -> Result<Made> {
     } else {
         0
     };
-    let (before, after) = (tools.folder().join(BEFORE), tools.folder().join(AFTER));
     if flat {
         fs_err::rename(&before, &after).map_err(Error::at(&after))?;
     } else {
         copy(&before, &after)?;
     }
-    let systems = gpt::ext_file_systems(&after)?;
     let root = root_of(tools, &systems)?;
     let look = Inside::new(tools, root);
     let init = InitSystem::of(&look)?;

@@ -257,6 +257,26 @@ fn files_of_a_directory_keep_owner_and_mode_on_the_disk() {
 }
 
 #[test]
+fn an_image_of_layers_becomes_a_disk() {
+    let world = World::new();
+    let tree = world.tree("tree", "layered");
+    fs::hard_link(tree.join("etc/content"), tree.join("etc/twin")).unwrap();
+    std::os::unix::fs::symlink("content", tree.join("etc/link")).unwrap();
+    let options = ImportOptions::default();
+    let image = world.catalogue.import(&named("layers"), &tree, &options, &mut |_, _| {}).unwrap();
+    let build = world.build(VmSource::Image(named("layers")), Form::Disk(Some(128 << 20)));
+    world.make("vm", &build).unwrap();
+    assert_eq!(world.file("vm", "/etc/twin", 0), "layered");
+    assert!(world.ask("vm", "stat /etc/content", 0).contains("Links: 2"));
+    assert!(world.ask("vm", "stat /etc/link", 0).contains("dest: \"content\""));
+    let manifest = world.catalogue.details(&named("vm")).unwrap().disk.expect("a manifest");
+    assert_eq!(manifest.source, Origin::Image { digest: image.digest });
+    // The image of the host is shown, not kept, so nothing can be made of it.
+    let host = world.build(VmSource::Image(named("host")), Form::Memory);
+    assert!(matches!(world.make("vm", &host), Err(Error::Form { .. })));
+}
+
+#[test]
 fn a_disk_lies_over_that_of_another_image() {
     let world = World::new();
     world.make("base", &world.on_disk("base")).unwrap();
