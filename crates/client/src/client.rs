@@ -376,6 +376,17 @@ impl Client {
         self.call::<Okay>(Method::DELETE, &path, None::<&()>).await.map(drop)
     }
 
+    /// Long work, newest first.
+    pub async fn jobs(&self) -> Result<Vec<JobInfo>> {
+        let list: JobList = self.call(Method::GET, "/v1/jobs", None::<&()>).await?;
+        Ok(list.jobs)
+    }
+
+    /// One of them.
+    pub async fn job(&self, id: &str) -> Result<JobInfo> {
+        self.call(Method::GET, &format!("/v1/jobs/{}", encoded(id)), None::<&()>).await
+    }
+
     async fn follow(&self, path: &str) -> Result<JobStream> {
         let request = self.request(Method::POST, path, full_body(Bytes::new()))?;
         let (response, _) = self.send(request).await?;

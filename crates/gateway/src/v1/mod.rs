@@ -1,8 +1,8 @@
 //! The native dialect `/v1`, compatible with the published Sandkasten clients.
 //!
 //! Reading order: `json` (how requests are read), `wire` (domain to wire), `sessions`, `stats`, `exec` and `stream` (commands),
-//! `clean` (what becomes of their output), `files`, `upload`, `workspaces`, `images`, `snapshots`, `events` (long work as it
-//! goes on), `devices` (console and display), `toolbox` (the way to the agent inside).
+//! `clean` (what becomes of their output), `files`, `upload`, `workspaces`, `images`, `snapshots`, `jobs` and `events` (long
+//! work as it stands and as it goes on), `devices` (console and display), `toolbox` (the way to the agent inside).
 
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ mod exec;
 mod files;
 mod images;
 mod inside;
+mod jobs;
 mod json;
 mod pool;
 mod sessions;
@@ -77,6 +78,8 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(snapshots::pull))
         .routes(routes!(snapshots::list_stored))
         .routes(routes!(snapshots::inspect_stored, snapshots::remove_stored))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::inspect))
         .routes(routes!(pool::get))
         .routes(routes!(pool::drain))
         .routes(routes!(pool::fill))

@@ -8,7 +8,7 @@ use axum::{
     http::{Response, StatusCode},
 };
 use sandhaus_client::wire::{
-    CreateSnapshot, ErrorBody, ForkSession, JobInfo, Okay, SessionInfo, SnapshotInfo, SnapshotList,
+    CreateSnapshot, ErrorBody, ForkSession, Okay, SessionInfo, SnapshotInfo, SnapshotList,
     StoredSnapshotInfo, StoredSnapshotList,
 };
 use sandhaus_sandbox::{
@@ -21,6 +21,7 @@ use sandhaus_sandbox::{
 use super::{
     SessionPath,
     events::{self, News, event},
+    jobs::job_info,
     json,
     json::{Ignored, Json},
     sessions::{OWNER, session_error},
@@ -263,23 +264,5 @@ fn kind_word(kind: SnapshotKind) -> &'static str {
     match kind {
         SnapshotKind::Disk => "disk",
         SnapshotKind::Machine => "machine",
-    }
-}
-
-fn job_info(job: &Job) -> JobInfo {
-    let word = |value: serde_json::Result<serde_json::Value>| match value {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => String::new(),
-    };
-    JobInfo {
-        id: job.id.0.clone(),
-        kind: word(serde_json::to_value(job.kind)),
-        subject: job.subject.clone(),
-        state: word(serde_json::to_value(job.state)),
-        stage: job.progress.stage.clone(),
-        done_bytes: job.progress.done,
-        total_bytes: job.progress.total,
-        error: job.error.clone(),
-        created_at: time(job.created_at_ms),
     }
 }

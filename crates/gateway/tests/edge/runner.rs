@@ -9,6 +9,7 @@ use sandhaus_protocol::boot::ShellPreference;
 use sandhaus_sandbox::{
     EngineName, Instance, NetworkPolicy, SandboxId, Seccomp,
     engine::EngineError,
+    service::ServiceConfig,
     testing::{ENGINE, FakeEngine, Op, Reach, config, open},
 };
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::Script,
-    server::{Answer, KEY, request},
+    server::{Answer, KEY, request, stored},
 };
 
 /// An id as a control plane gives it.
@@ -38,10 +39,13 @@ impl Runner {
     }
 
     async fn start_with(api_key: Option<&str>) -> Self {
+        Self::start_on(FakeEngine::default(), config(), api_key).await
+    }
+
+    async fn start_on(engine: FakeEngine, config: ServiceConfig, api_key: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let script = Script::new();
-        let engine = FakeEngine::default().with_agent(script.agent());
-        let service = open(Instance::acquire(dir.path()).unwrap(), config(), engine.clone()).await.unwrap();
+        let engine = engine.with_agent(Script::new().agent());
+        let service = open(Instance::acquire(dir.path()).unwrap(), config, engine.clone()).await.unwrap();
         let class = |origin| SandboxClass { engine: EngineName(ENGINE.to_owned()), origin };
         let runner = RunnerConfig {
             api_key: api_key.map(str::to_owned),
@@ -484,6 +488,82 @@ async fn who_may_ask_and_what_the_host_tells() {
     let stream = tokio::net::TcpStream::connect(open.address).await.unwrap();
     let answer = crate::server::request_on(stream, Method::GET, "/info", &[], "").await;
     assert_eq!(answer.status(), StatusCode::OK, "on loopback no key is needed where none is set");
+}
+
+#[tokio::test]
+async fn snapshots_go_to_the_store_and_come_back() {
+    let store = tempfile::tempdir().unwrap();
+    let (engine, config) = stored(store.path());
+    let runner = Runner::start_on(engine, config, Some(KEY)).await;
+    let id = runner.sandbox().await;
+    runner.engine.write(&id, "disk", "memory");
+    let push = json!({ "sandboxId": ID, "snapshotName": "win-base" });
+    let message = refused(&runner.post("/snapshots/push", &push).await, 409, "CONFLICT");
+    assert_eq!(message, "sandbox must be stopped or paused");
+    runner.call(Method::POST, &format!("/sandboxes/{ID}/pause"), "").await;
+    for _ in 0..2 {
+        let pushed = runner.post("/snapshots/push", &push).await;
+        assert_eq!(pushed.status, StatusCode::OK, "{:?}", pushed.body);
+        let pushed = pushed.json();
+        assert_eq!(
+            (&pushed["snapshotName"], &pushed["snapshotPath"]),
+            (&json!("win-base"), &json!("snapshots/win-base.qcow2"))
+        );
+        assert!(pushed["sizeBytes"].as_u64().is_some_and(|size| size > 0), "{pushed}");
+    }
+    let digest = runner.post("/snapshots/inspect", &json!({ "snapshot": "win-base" })).await.json();
+    assert!(digest["sizeGB"].is_number(), "{digest}");
+
+    runner.call(Method::POST, "/snapshots/remove?snapshot=win-base", "").await;
+    let message = refused(
+        &runner.post("/sandboxes", &with(json!({ "id": "a", "snapshot": "win-base" }))).await,
+        404,
+        "NOT_FOUND",
+    );
+    assert!(message.contains("pull"), "{message}");
+    let pulled = runner.post("/snapshots/pull", &json!({ "snapshot": "win-base" })).await;
+    assert_eq!(pulled.status, StatusCode::ACCEPTED, "{:?}", pulled.body);
+    let info = loop {
+        let info = runner.call(Method::GET, "/snapshots/info?snapshot=win-base", "").await;
+        if info.status != StatusCode::NOT_FOUND {
+            break info;
+        }
+    };
+    assert_eq!(info.status, StatusCode::OK, "{:?}", info.body);
+    let made = runner
+        .post("/sandboxes", &with(json!({ "id": "a", "snapshot": "win-base", "sandboxClass": "vm" })))
+        .await;
+    assert_eq!(made.status, StatusCode::CREATED, "{:?}", made.body);
+
+    let missing =
+        runner.post("/snapshots/pull", &json!({ "snapshot": "missing", "sandboxClass": "vm" })).await;
+    let told = match missing.status {
+        StatusCode::NOT_FOUND => refused(&missing, 404, "NOT_FOUND"),
+        _ => loop {
+            let info = runner.call(Method::GET, "/snapshots/info?snapshot=missing", "").await;
+            if info.status != StatusCode::NOT_FOUND {
+                break refused(&info, 422, "UNPROCESSABLE_ENTITY");
+            }
+        },
+    };
+    assert!(told.contains("missing"), "{told}");
+
+    let path = format!("/sandboxes/{ID}/backup");
+    let begun = runner.post(&path, &json!({ "registry": { "url": "r" }, "snapshot": "r/backup-1:2" })).await;
+    assert_eq!(begun.status, StatusCode::CREATED, "{:?}", begun.body);
+    let info = loop {
+        let info = runner.call(Method::GET, &format!("/sandboxes/{ID}"), "").await.json();
+        if info["backupState"] != "IN_PROGRESS" {
+            break info;
+        }
+    };
+    assert_eq!(
+        (&info["backupState"], &info["backupSnapshot"]),
+        (&json!("COMPLETED"), &json!("r/backup-1:2")),
+        "{info}"
+    );
+    let exists = runner.call(Method::GET, "/snapshots/exists?snapshot=backup-1-2", "").await;
+    assert_eq!(exists.json(), json!({ "exists": true }));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The edge as a test sees it, and how it begins and ends.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -10,7 +10,11 @@ use sandhaus_client::{Client, wire::CreateSession};
 use sandhaus_gateway::{GatewayConfig, V1Config, serve};
 use sandhaus_sandbox::{
     Instance, Service,
-    service::ServiceConfig,
+    engine::{Capabilities, Engine, ImageForm},
+    service::{
+        ServiceConfig,
+        transfer::{Landing, SnapshotStore, StoreConfig, StoreLocation},
+    },
     testing::{FakeEngine, config, open},
 };
 use tokio::{
@@ -71,6 +75,15 @@ impl Edge {
         Self::start_engine(engine, script, config, gateway).await
     }
 
+    /// On an engine whose snapshots stand alone, with this directory as their store.
+    pub(crate) async fn start_stored(store: &Path) -> Self {
+        let script = Script::new();
+        let (engine, config) = stored(store);
+        let gateway =
+            GatewayConfig { api_key: Some(KEY.to_owned()), dashboard: None, v1: V1Config::default() };
+        Self::start_engine(engine.with_agent(script.agent()), script, config, gateway).await
+    }
+
     /// The same on an engine of the test's own.
     pub(crate) async fn start_engine(
         engine: FakeEngine,
@@ -109,6 +122,15 @@ impl Edge {
     pub(crate) async fn call(&self, method: Method, path: &str, body: &str) -> Answer {
         Answer::of(self.send(method, path, &[("x-request-id", "test")], body).await).await
     }
+}
+
+/// An engine whose snapshots stand alone, and a configuration with this directory as their store.
+pub(crate) fn stored(store: &Path) -> (FakeEngine, ServiceConfig) {
+    let capabilities = Engine::capabilities(&FakeEngine::default()).clone();
+    let engine = FakeEngine::new(Capabilities { image_form: ImageForm::Disk, ..capabilities });
+    let store = StoreConfig::at(StoreLocation::Directory(store.to_owned()));
+    let store = SnapshotStore { store, landing: Landing::default() };
+    (engine, ServiceConfig { snapshot_store: Some(store), ..config() })
 }
 
 /// A request with the key, its answer as it begins.

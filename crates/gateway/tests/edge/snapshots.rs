@@ -24,8 +24,15 @@ async fn a_snapshot_is_taken_listed_used_and_removed() {
         ("ready.1", "machine", "fake")
     );
     assert_eq!((taken.session.as_deref(), taken.image.as_deref()), (Some(id.as_str()), Some("host")));
-    assert_eq!(edge.client.snapshots().await.unwrap(), [taken.clone()]);
+    assert_eq!(edge.client.snapshots().await.unwrap(), std::slice::from_ref(&taken));
     assert_eq!(edge.client.snapshot("ready.1").await.unwrap(), taken);
+    let jobs = edge.client.jobs().await.unwrap();
+    let job = edge.client.job(&jobs[0].id).await.unwrap();
+    assert_eq!(
+        (job.kind.as_str(), job.subject.as_str(), job.state.as_str()),
+        ("create_snapshot", "ready.1", "succeeded")
+    );
+    assert_eq!(edge.client.job("0").await.unwrap_err().status(), Some(404));
 
     let request = CreateSession { snapshot: "ready.1".to_owned(), ..CreateSession::default() };
     let made = edge.client.create(&request).await.unwrap();
@@ -104,6 +111,41 @@ async fn what_is_wrong_is_told() {
     let refused = edge.client.create_snapshot(&snapshot(&id, "never")).await.unwrap_err();
     assert_eq!(refused.code(), Some("UNSUPPORTED"));
     assert_eq!(edge.client.get(&id).await.unwrap().status, "running");
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_to_a_store_and_comes_back() {
+    let store = tempfile::tempdir().unwrap();
+    let edge = Edge::start_stored(store.path()).await;
+    let id = edge.session().await;
+    edge.client.create_snapshot(&snapshot(&id, "kept")).await.unwrap();
+    let ends = async |mut job: sandhaus_client::JobStream| {
+        let mut last = None;
+        while let Some(state) = job.next().await? {
+            last = Some(state);
+        }
+        Ok::<_, sandhaus_client::Error>(last.unwrap())
+    };
+    let pushed = ends(edge.client.push_snapshot("kept").await.unwrap()).await.unwrap();
+    assert_eq!((pushed.kind.as_str(), pushed.state.as_str()), ("push_snapshot", "succeeded"));
+    let stored = edge.client.stored_snapshots().await.unwrap();
+    assert_eq!((stored.len(), stored[0].name.as_str()), (1, "kept"));
+    assert_eq!(edge.client.stored_snapshot("kept").await.unwrap(), stored[0]);
+
+    edge.client.remove_snapshot("kept").await.unwrap();
+    let pulled = ends(edge.client.pull_snapshot("kept").await.unwrap()).await.unwrap();
+    assert_eq!((pulled.kind.as_str(), pulled.state.as_str()), ("pull_snapshot", "succeeded"));
+    let back = edge.client.snapshot("kept").await.unwrap();
+    assert_eq!((back.name.as_str(), back.session), ("kept", None));
+
+    edge.client.remove_stored_snapshot("kept").await.unwrap();
+    let missing = edge.client.stored_snapshot("kept").await.unwrap_err();
+    assert_eq!(missing.code(), Some("SNAPSHOT_NOT_FOUND"));
+    let missing = match edge.client.pull_snapshot("gone").await {
+        Err(error) => error,
+        Ok(job) => ends(job).await.unwrap_err(),
+    };
+    assert!(missing.to_string().contains("gone"), "{missing}");
 }
 
 #[tokio::test]

@@ -8,9 +8,7 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags};
 
 use super::catalogue::{self, DIR, NEW, newest_named};
 use crate::{
@@ -35,7 +33,7 @@ pub fn share(from: &Path, into: &Path, name: &SnapshotName) -> Result<()> {
     let place = into.join(DIR);
     let aside = format!("{NEW}{id}");
     let link = || -> io::Result<()> {
-        let source = catalogue::open_directory(rustix::fs::CWD, &from.join(DIR).join(id.as_str()))?;
+        let source = catalogue::open_directory(rustix::fs::CWD, from.join(DIR).join(id.as_str()))?;
         catalogue::make_private(&place)?;
         let target = catalogue::open_directory(rustix::fs::CWD, &place)?;
         rustix::fs::mkdirat(&target, &*aside, Mode::RWXU)?;
