@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 use sandhaus_engines::{
     namespace::{CheckLevel, HostCheck, check_host},
-    net::{NetworkCheck, check_network},
+    net::{NetworkCheck, check_guest_network, check_network},
     qemu::check_machines,
 };
 use sandhaus_sandbox::Instance;
@@ -209,7 +209,10 @@ async fn check_virtual_machines(config: &Config) -> Check {
         return Check::ok(NAME, "turned off by qemu.enabled");
     }
     match domain::find_qemu(config) {
-        Some(binary) => check_machines(&binary, domain::accelerator(config)).await.into(),
+        Some(binary) => match check_guest_network(&config.net) {
+            Some(NetworkCheck { found, remedy: Some(remedy) }) => Check::warn(NAME, found, remedy),
+            Some(_) | None => check_machines(&binary, domain::accelerator(config)).await.into(),
+        },
         None => Check::warn(
             NAME,
             "there is no QEMU",
