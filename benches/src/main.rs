@@ -7,6 +7,8 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks on its streams")]
 
 mod floor;
+mod loadvm;
+mod machines;
 mod ours;
 mod peers;
 mod pooled;
@@ -35,6 +37,18 @@ struct Arguments {
     /// Sandboxes alive while memory and recovery are measured.
     #[arg(long, default_value_t = 300, value_name = "N")]
     alive: usize,
+    /// Measure only this part.
+    #[arg(long, value_enum, value_name = "PART")]
+    only: Option<Part>,
+}
+
+/// A part of what is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Sandboxes of namespaces, and their peers
+    Namespaces,
+    /// Virtual machines
+    Machines,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -54,7 +68,12 @@ fn main() -> anyhow::Result<()> {
     let scratch = tempfile::Builder::new().prefix("scratch-").tempdir_in(&arguments.report)?;
     let root = rootfs::prepare(&arguments.report)?;
     let mut report = Report::new(arguments.samples);
-    ours::measure(&mut report, &arguments, &root, scratch.path())?;
+    if arguments.only != Some(Part::Machines) {
+        ours::measure(&mut report, &arguments, &root, scratch.path())?;
+    }
+    if arguments.only != Some(Part::Namespaces) {
+        machines::measure(&mut report, scratch.path())?;
+    }
     report.write(&arguments.report)?;
     println!("{}", report.table());
     Ok(())
