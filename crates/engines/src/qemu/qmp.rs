@@ -299,16 +299,6 @@ impl Qmp {
 
     // ---- migration ----------------------------------------------------------------------------------------------
 
-    /// Names of the capabilities of migration that this QEMU knows.
-    pub(super) async fn migration_capabilities(&self) -> QmpResult<Vec<String>> {
-        #[derive(Deserialize)]
-        struct Known {
-            capability: String,
-        }
-        let known: Vec<Known> = self.ask("query-migrate-capabilities", json!({})).await?;
-        Ok(known.into_iter().map(|known| known.capability).collect())
-    }
-
     /// Turns capabilities of migration on or off.
     pub(super) async fn set_migration_capabilities(&self, states: &[(&str, bool)]) -> QmpResult<()> {
         let states: Vec<Value> = states
@@ -369,11 +359,6 @@ impl Qmp {
 
     // ---- disks --------------------------------------------------------------------------------------------------
 
-    /// Every node of the machine's disks.
-    pub(super) async fn block_nodes(&self) -> QmpResult<Vec<Value>> {
-        self.ask("query-named-block-nodes", json!({ "flat": true })).await
-    }
-
     /// Adds a node.
     pub(super) async fn blockdev_add(&self, node: Value) -> QmpResult<()> {
         self.execute("blockdev-add", node).await.map(drop)
@@ -387,20 +372,6 @@ impl Qmp {
     /// Puts the node `overlay` over `node`: from then on writes go there and `node` is left as it is.
     pub(super) async fn blockdev_snapshot(&self, node: &str, overlay: &str) -> QmpResult<()> {
         self.execute("blockdev-snapshot", json!({ "node": node, "overlay": overlay })).await.map(drop)
-    }
-
-    /// Begins a job that moves what `top` holds down into `base`; with what the file is to be called that stays below.
-    pub(super) async fn block_commit(&self, job: &str, device: &str, arguments: Value) -> QmpResult<()> {
-        let mut all = json!({ "job-id": job, "device": device });
-        if let (Some(all), Value::Object(more)) = (all.as_object_mut(), arguments) {
-            all.extend(more);
-        }
-        self.execute("block-commit", all).await.map(drop)
-    }
-
-    /// Lets a job that is ready come to its end.
-    pub(super) async fn job_complete(&self, job: &str) -> QmpResult<()> {
-        self.execute("job-complete", json!({ "id": job })).await.map(drop)
     }
 
     /// Forgets a job that is concluded.
@@ -439,24 +410,12 @@ impl Qmp {
 
     // ---- screen and keys ----------------------------------------------------------------------------------------
 
-    /// Writes a picture of the screen, in PNG, into what `/dev/fdset/<set>` names.
-    pub(super) async fn screendump(&self, set: u32) -> QmpResult<()> {
-        let arguments = json!({ "filename": format!("/dev/fdset/{set}"), "format": "png" });
-        self.execute("screendump", arguments).await.map(drop)
-    }
-
     /// Hands over a stream whose other end is to see the display.
     pub(super) async fn add_display_client(&self, stream: impl AsFd) -> QmpResult<()> {
         let name = format!("display-{}", self.next.load(Ordering::Relaxed));
         self.getfd(&name, stream).await?;
         let arguments = json!({ "protocol": "vnc", "fdname": name, "skipauth": true });
         self.execute("add_client", arguments).await.map(drop)
-    }
-
-    /// Presses keys together, by QEMU's names for them.
-    pub(super) async fn send_keys(&self, keys: &[&str]) -> QmpResult<()> {
-        let keys: Vec<Value> = keys.iter().map(|key| json!({ "type": "qcode", "data": key })).collect();
-        self.execute("send-key", json!({ "keys": keys })).await.map(drop)
     }
 }
 
