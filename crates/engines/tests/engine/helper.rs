@@ -1,9 +1,13 @@
 //! The other processes of this crate's tests: the launcher, and a server that is killed at every step.
 //!
 //! `engine-test-helper __launcher …` is the launcher. `engine-test-helper drive CONFIG` opens an engine as CONFIG (JSON)
-//! says, takes one sandbox through its whole life, and tells how far it got on standard output.
+//! says, takes one sandbox through its whole life, and tells how far it got on standard output;
+//! `engine-test-helper drive-machine CONFIG` does the same with a virtual machine.
 
 #![expect(clippy::print_stdout, reason = "its output is read by the test that started it")]
+
+#[path = "../qemu/drive.rs"]
+mod machine;
 
 use std::{
     path::{Path, PathBuf},
@@ -36,11 +40,19 @@ fn main() -> ExitCode {
         Some(LAUNCHER_ARGUMENT) => launcher_main(),
         Some("drive") => {
             let drive = serde_json::from_str(&arguments[2]).expect("the test writes its own words");
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-            runtime.expect("a runtime starts").block_on(run(drive))
+            runtime().block_on(run(drive))
+        }
+        Some("drive-machine") => {
+            let drive = serde_json::from_str(&arguments[2]).expect("the test writes its own words");
+            runtime().block_on(machine::run(drive))
         }
         _ => ExitCode::from(2),
     }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime starts")
 }
 
 async fn run(drive: Drive) -> ExitCode {

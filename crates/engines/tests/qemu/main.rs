@@ -2,6 +2,7 @@
 
 #[path = "../shared/agent.rs"]
 mod agent;
+mod kill_sweep;
 mod life;
 mod network;
 mod snapshot;

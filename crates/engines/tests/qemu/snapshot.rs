@@ -52,7 +52,7 @@ fn qemu_img(directory: &Path, arguments: &[&str]) {
 }
 
 /// A spec with a disk, which the guest does not start from but has as a device.
-fn with_disk(host: &Host) -> MachineSpec {
+pub(crate) fn with_disk(host: &Host) -> MachineSpec {
     let image = empty(host, "image");
     qemu_img(&image, &["create", "-q", "-f", "qcow2", "0.qcow2", "64M"]);
     let mut spec = host.spec();

@@ -286,7 +286,8 @@ async fn open(directory: &Path, instance: &str, network: &NetworkConfig) -> Qemu
     QemuEngine::open(config(directory, instance, network)).await.unwrap_or_else(|error| panic!("{error:?}"))
 }
 
-fn qemu() -> Option<PathBuf> {
+/// The program that runs machines.
+pub(crate) fn qemu() -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&folders).map(|folder| folder.join(QEMU)).find(|path| path.is_file())
 }
