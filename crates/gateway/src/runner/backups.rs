@@ -18,7 +18,7 @@ use super::{
     Runner,
     find::{required, snapshot_name},
     json::{Json, sentence},
-    snapshots::{Take, pushed, take},
+    snapshots::{copy_to_store, to_the_end},
     wire::{CreateBackupDto, ErrorResponse},
 };
 use crate::error::{ApiError, ApiResult, Subject};
@@ -43,7 +43,7 @@ pub(super) async fn backup(
     let id = view.sandbox.id;
     let cancelled = runner.backups.begin(&id, shown)?;
     tokio::spawn(async move {
-        // Dropping the wait drops only that: what the domain began goes on or ends by itself.
+        // Dropping the wait drops only that: what was begun goes on to its end.
         tokio::select! {
             outcome = back_up(&runner, &id, name) => runner.backups.ended(&id, outcome),
             () = cancelled.cancelled() => {}
@@ -53,12 +53,13 @@ pub(super) async fn backup(
     Ok(sentence(StatusCode::CREATED, "Backup started"))
 }
 
-async fn back_up(runner: &Runner, id: &SandboxId, name: SnapshotName) -> ApiResult<()> {
+async fn back_up(runner: &Arc<Runner>, id: &SandboxId, name: SnapshotName) -> ApiResult<()> {
     let started = Instant::now();
-    let outcome = async {
-        take(runner, id, name.clone(), Take::Replacing).await?;
-        pushed(runner, &name).await
-    }
+    // To its end even if nobody waits any more, so that nothing of it stays on this host.
+    let outcome = to_the_end({
+        let (runner, id) = (Arc::clone(runner), id.clone());
+        async move { copy_to_store(&runner, &id, name).await }
+    })
     .await;
     runner.edge.metrics.operation("backup", &outcome, started.elapsed());
     outcome

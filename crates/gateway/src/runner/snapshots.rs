@@ -69,8 +69,19 @@ pub(super) async fn take(
     taken.map_err(problem)
 }
 
-/// Pushes a snapshot to the store and waits until it is there.
-pub(super) async fn pushed(runner: &Runner, name: &SnapshotName) -> ApiResult<()> {
+/// Copies the disk of a sandbox to the store, under a name that it may have there already, and waits until it is there.
+/// Here it stays only where there was one of that name before.
+pub(super) async fn copy_to_store(runner: &Runner, sandbox: &SandboxId, name: SnapshotName) -> ApiResult<()> {
+    let stays = runner.service().snapshot(&name).await.is_ok();
+    take(runner, sandbox, name.clone(), Take::Replacing).await?;
+    let copied = pushed(runner, &name).await;
+    if !stays && let Err(error) = runner.service().remove_snapshot(&name).await {
+        tracing::warn!(snapshot = %name, %error, "what was pushed stays here too");
+    }
+    copied
+}
+
+async fn pushed(runner: &Runner, name: &SnapshotName) -> ApiResult<()> {
     let job = runner.service().push_snapshot(name).await;
     let job = job.map_err(|error| ApiError::of(Subject::Snapshot, error))?;
     ended(job).await.map_err(|message| ApiError::new(Kind::Unavailable, Subject::Snapshot, message))
@@ -108,7 +119,7 @@ fn gigabytes(bytes: u64) -> f64 {
 }
 
 /// Runs work to its end even when the caller goes away.
-async fn to_the_end<T: Send + 'static>(
+pub(super) async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = ApiResult<T>> + Send + 'static,
 ) -> ApiResult<T> {
     let failed = || ApiError::new(Kind::Internal, Subject::Snapshot, "finish work on snapshots");
@@ -190,10 +201,7 @@ pub(super) async fn push(
     let started = Instant::now();
     let outcome = to_the_end({
         let (runner, name) = (Arc::clone(&runner), name.clone());
-        async move {
-            take(&runner, &view.sandbox.id, name.clone(), Take::Replacing).await?;
-            pushed(&runner, &name).await
-        }
+        async move { copy_to_store(&runner, &view.sandbox.id, name).await }
     })
     .await;
     runner.edge.metrics.operation("push_snapshot", &outcome, started.elapsed());

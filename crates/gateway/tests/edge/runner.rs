@@ -562,8 +562,10 @@ async fn snapshots_go_to_the_store_and_come_back() {
         (&json!("COMPLETED"), &json!("r/backup-1:2")),
         "{info}"
     );
+    let kept = runner.post("/snapshots/inspect", &json!({ "snapshot": "backup-1-2" })).await;
+    assert_eq!(kept.status, StatusCode::OK, "{:?}", kept.body);
     let exists = runner.call(Method::GET, "/snapshots/exists?snapshot=backup-1-2", "").await;
-    assert_eq!(exists.json(), json!({ "exists": true }));
+    assert_eq!(exists.json(), json!({ "exists": false }), "it went to the store");
 }
 
 #[tokio::test]
