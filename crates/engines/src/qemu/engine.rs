@@ -47,6 +47,9 @@ const BLOCKING_MAX: usize = 64;
 /// How long a guest may take to switch itself off.
 const POWER_OFF_MAX: Duration = Duration::from_secs(30);
 
+/// How long it may take to tell it so.
+const ASK_MAX: Duration = Duration::from_secs(15);
+
 /// How long a QEMU may take to say what its machine does, before it counts as one that runs and does not answer.
 const LOOK_MAX: Duration = Duration::from_secs(10);
 
@@ -474,7 +477,7 @@ impl Inner {
 
     fn limit(&self, name: &MachineName, resources: &Resources) -> EngineResult<()> {
         let hardware = MachineRecord::read(&self.machines.directory(name))?.hardware;
-        if resources.memory_bytes >> 20 != hardware.memory_mib {
+        if start::memory_mib(resources) != hardware.memory_mib {
             return Err(EngineError::Unsupported(
                 "changing the memory of a virtual machine that runs".to_owned(),
             ));
@@ -511,10 +514,17 @@ impl Inner {
                 }
             }
         };
-        if let Err(error) = switched.await {
-            let source = std::error::Error::source(&error);
-            tracing::info!(machine = %name, %error, ?source, "machine cannot be asked to end; killing it");
-            return;
+        match tokio::time::timeout(ASK_MAX, switched).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let source = std::error::Error::source(&error);
+                tracing::info!(machine = %name, %error, ?source, "machine cannot be asked to end; killing it");
+                return;
+            }
+            Err(_) => {
+                tracing::info!(machine = %name, "machine does not hear that it is to end; killing it");
+                return;
+            }
         }
         if tokio::time::timeout(POWER_OFF_MAX, process.readable()).await.is_err() {
             tracing::info!(machine = %name, "machine did not end by itself in time; killing it");

@@ -117,8 +117,7 @@ pub(super) fn check(spec: &MachineSpec) -> EngineResult<()> {
 
 /// The hardware of a machine that starts from its disk.
 pub(super) fn hardware(knowledge: &Knowledge, resources: &Resources) -> EngineResult<Hardware> {
-    let bytes = if resources.memory_bytes == 0 { MEMORY_BYTES_DEFAULT } else { resources.memory_bytes };
-    let memory_mib = bytes >> 20;
+    let memory_mib = memory_mib(resources);
     if memory_mib < MEMORY_MIB_MIN {
         return Err(EngineError::Invalid(format!(
             "a virtual machine needs at least {MEMORY_MIB_MIN} MiB of memory"
@@ -134,6 +133,12 @@ pub(super) fn hardware(knowledge: &Knowledge, resources: &Resources) -> EngineRe
         cpus: wanted.min(host).clamp(1, CPUS_MAX),
         memory_mib,
     })
+}
+
+/// The memory that a guest has with these limits.
+pub(super) fn memory_mib(resources: &Resources) -> u64 {
+    let bytes = if resources.memory_bytes == 0 { MEMORY_BYTES_DEFAULT } else { resources.memory_bytes };
+    bytes >> 20
 }
 
 /// What the process may use for that the guest has so much.
@@ -446,9 +451,11 @@ fn fresh_ram(hardware: &Hardware, user: u32) -> io::Result<OwnedFd> {
     Ok(ram)
 }
 
-/// The group of those who may use the processor's virtualisation.
+/// The group of those who may use the processor's virtualisation, if it is one that a program without rights may be in.
 fn kvm_group() -> Option<u32> {
-    rustix::fs::stat(KVM_DEVICE).ok().map(|status| status.st_gid)
+    let status = rustix::fs::stat(KVM_DEVICE).ok()?;
+    let opens = Mode::from_raw_mode(status.st_mode).contains(Mode::RGRP | Mode::WGRP);
+    (opens && status.st_gid != 0).then_some(status.st_gid)
 }
 
 #[cfg(test)]
