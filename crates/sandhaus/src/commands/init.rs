@@ -129,7 +129,9 @@ fn document(loaded: &Loaded) -> Result<String> {
         if WRITTEN.contains(&key.name) {
             writeln!(text, "{indent}{name}: {}", scalar(key, loaded)?)?;
         } else {
-            writeln!(text, "{indent}# {}\n{indent}# {name}: {}", key.about, key.shown(&defaults))?;
+            // Of a secret only whether it is set is ever shown, which is nothing that could be set.
+            let default = if key.is_secret() { Value::from("") } else { key.shown(&defaults) };
+            writeln!(text, "{indent}# {}\n{indent}# {name}: {default}", key.about)?;
         }
     }
     Ok(text)
