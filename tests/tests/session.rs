@@ -57,7 +57,7 @@ fn a_shell_keeps_its_state_between_commands(server: &Server, _: Engine) {
     );
     assert_ne!(session.exec("echo 1 > file; echo 2 > file").exit_code, 0);
     assert_eq!(session.output("sleep 1000 & jobs -p | wc -l"), "1");
-    assert_eq!(session.output("jobs -r | wc -l"), "1");
+    assert_eq!(session.output("jobs | grep -c Running"), "1");
 
     // Unbalanced quotes, reading standard input, and a shell that ends do not wedge the session.
     assert_ne!(session.exec("echo \"open").exit_code, 0);
@@ -125,7 +125,7 @@ fn a_timeout_ends_the_command_and_spares_the_shell() {
 fn a_stream_arrives_while_the_command_runs(server: &Server, _: Engine) {
     let session = Session::create(&server.http(), &json!({}));
     session.output("mkfifo gate");
-    let mut events = session.events(&json!({"cmd": "echo first; cat gate; printf 'last\\u2028\\u0085'"}));
+    let mut events = session.events(&json!({"cmd": "echo first; cat gate; printf 'last\\342\\200\\250\\302\\205'"}));
     let (name, data) = events.next().expect("an event before the end");
     assert_eq!((name.as_str(), data["chunk"].as_str()), ("chunk", Some("first\n")));
     // The command waits for this file operation: it can only end after its first line has arrived here.
