@@ -125,7 +125,8 @@ fn a_timeout_ends_the_command_and_spares_the_shell() {
 fn a_stream_arrives_while_the_command_runs(server: &Server, _: Engine) {
     let session = Session::create(&server.http(), &json!({}));
     session.output("mkfifo gate");
-    let mut events = session.events(&json!({"cmd": "echo first; cat gate; printf 'last\\342\\200\\250\\302\\205'"}));
+    let mut events =
+        session.events(&json!({"cmd": "echo first; cat gate; printf 'last\\342\\200\\250\\302\\205'"}));
     let (name, data) = events.next().expect("an event before the end");
     assert_eq!((name.as_str(), data["chunk"].as_str()), ("chunk", Some("first\n")));
     // The command waits for this file operation: it can only end after its first line has arrived here.
