@@ -271,7 +271,8 @@ fn the_hosts_own_network_is_for_the_configuration_alone_to_give() {
     let name = "the_hosts_own_network_is_for_the_configuration_alone_to_give";
     with_network(name, "defaults:\n  network_mode: host\n", |server, _| {
         let http = server.http();
-        assert!(server.log().contains("without any isolation"), "{}", server.log());
+        // It stands below the address that says that the server listens.
+        settles("a warning", || server.log().contains("without any isolation"));
         listen((Ipv4Addr::LOCALHOST, HOST_PORT).into(), tell_who);
         let session = Session::create(&http, &json!({}));
         assert_eq!(session.info().network, "host");
