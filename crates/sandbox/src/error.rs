@@ -2,6 +2,8 @@
 
 use std::error::Error as StdError;
 
+use crate::engine::EngineError;
+
 /// Result of the domain.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -67,6 +69,12 @@ impl Error {
     /// The message, safe to show.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// There was no machine any more when its engine was asked, whether or not anybody has been told of its end.
+    pub fn is_of_lost_machine(&self) -> bool {
+        let cause = self.source.as_deref().and_then(|source| source.downcast_ref::<EngineError>());
+        matches!(cause, Some(EngineError::NotFound))
     }
 }
 

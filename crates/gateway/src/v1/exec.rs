@@ -244,7 +244,12 @@ impl Running {
             ExecMode::Stateful => toolbox.shell_exec(DEFAULT, &command.exec).await,
             ExecMode::Stateless => toolbox.script_exec(&command.exec).await,
         };
-        let events = events.map_err(|error| ApiError::of(Subject::Command, error))?;
+        let events = match events {
+            Ok(events) => events,
+            // It ended a moment ago, which shows a moment later.
+            Err(error) if error.is_of_lost_machine() => return Err(session_error(&edge, &id, error).await),
+            Err(error) => return Err(ApiError::of(Subject::Command, error)),
+        };
         let (service, counted) = (edge.service.clone(), id.clone());
         let mut running = Self::following(edge, id, events, command.mode);
         running.counting = Some(Box::pin(async move {
