@@ -244,7 +244,7 @@ async fn a_disk_is_captured_while_its_guest_writes() {
     // Each block says how often the whole disk was written before it.
     let write = "(round=0; while :; do round=$((round+1)); \
                  yes $round | head -c 4194304 | dd of=/dev/vda bs=64k conv=notrunc,fsync 2>/dev/null; \
-                 echo $round >/run/count; done) >/dev/null 2>&1 &";
+                 echo $round >/run/count.new; mv /run/count.new /run/count; done) >/dev/null 2>&1 &";
     sh(&toolbox, &format!("echo 0 >/run/count; {write}")).await;
     let mut snapshots = Vec::new();
     for number in 0..3 {
