@@ -21,7 +21,10 @@ use std::{
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    digits,
+    error::{Error, Kind, Result},
+};
 
 const LOCK_FILE: &str = "lock";
 const ID_FILE: &str = "instance";
@@ -114,9 +117,7 @@ impl Instance {
 
     /// A fresh id.
     pub fn random_id() -> String {
-        let mut bytes = [0_u8; ID_DIGITS / 2];
-        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        digits::random::<{ ID_DIGITS / 2 }>()
     }
 
     /// Writes down where the API listens, for [`Self::holder`].

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{error::Result, store::Store};
+use crate::{digits, error::Result, store::Store};
 
 /// Names a job.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -12,9 +12,7 @@ pub struct JobId(pub String);
 
 impl JobId {
     fn random() -> Self {
-        let mut bytes = [0_u8; 8];
-        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
-        Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+        Self(digits::random::<8>())
     }
 }
 

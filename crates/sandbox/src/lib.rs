@@ -31,6 +31,7 @@ pub mod workspace;
 mod actor;
 mod admission;
 mod clock;
+mod digits;
 mod gate;
 mod handle;
 mod images;

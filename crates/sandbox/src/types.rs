@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind};
+use crate::{
+    digits,
+    error::{Error, Kind},
+};
 
 pub use sandhaus_images::{DiskImage, ImageName, Tree, TreeBind, WORKLOAD_HOME, WORKLOAD_ID, WORKLOAD_NAME};
 
@@ -32,10 +35,8 @@ impl SandboxId {
 
     /// A fresh id of the short form: the first 12 characters of a random UUID.
     pub fn random() -> Self {
-        let mut bytes = [0_u8; 6];
-        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self(format!("{}-{}", &hex[..8], &hex[8..11]))
+        let digits = digits::random::<6>();
+        Self(format!("{}-{}", &digits[..8], &digits[8..11]))
     }
 
     /// The id.
@@ -113,9 +114,7 @@ impl SnapshotId {
 
     /// A fresh id.
     pub fn random() -> Self {
-        let mut bytes = [0_u8; Self::BYTES / 2];
-        getrandom::fill(&mut bytes).expect("the kernel has random bytes");
-        Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+        Self(digits::random::<{ Self::BYTES / 2 }>())
     }
 
     /// The id.

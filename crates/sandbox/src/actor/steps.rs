@@ -13,6 +13,7 @@ use sandhaus_protocol::{
 
 use super::{Actor, Ask};
 use crate::{
+    digits,
     engine::{Boot, Capture, EngineResult, ImageForm, RunState, StopMode},
     error::{Error, Kind, Result},
     machine::machine_spec,
@@ -287,15 +288,14 @@ impl Actor {
     async fn guest(&self, wanted: &Wanted) -> Result<Guest> {
         let mut random = [0_u8; ENTROPY_BYTES + TOKEN_BYTES];
         getrandom::fill(&mut random).map_err(|error| Error::internal("draw random numbers", error))?;
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let spec = machine_spec(&self.sandbox, wanted.generation, &*self.tree().await?);
         let now = jiff::Timestamp::now().as_nanosecond();
         Ok(Guest {
             boot: spec.boot_config(),
             hostname: spec.hostname,
             unix_time_ns: i64::try_from(now).unwrap_or(i64::MAX),
-            entropy: hex(&random[..ENTROPY_BYTES]),
-            token: hex(&random[ENTROPY_BYTES..]),
+            entropy: digits::of(&random[..ENTROPY_BYTES]),
+            token: digits::of(&random[ENTROPY_BYTES..]),
         })
     }
 
