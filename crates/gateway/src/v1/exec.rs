@@ -244,12 +244,7 @@ impl Running {
             ExecMode::Stateful => toolbox.shell_exec(DEFAULT, &command.exec).await,
             ExecMode::Stateless => toolbox.script_exec(&command.exec).await,
         };
-        let events = match events {
-            Ok(events) => events,
-            // It ended a moment ago, which shows a moment later.
-            Err(error) if error.is_of_lost_machine() => return Err(session_error(&edge, &id, error).await),
-            Err(error) => return Err(ApiError::of(Subject::Command, error)),
-        };
+        let events = begun(&edge, &id, events).await?;
         let (service, counted) = (edge.service.clone(), id.clone());
         let mut running = Self::following(edge, id, events, command.mode);
         running.counting = Some(Box::pin(async move {
@@ -270,8 +265,7 @@ impl Running {
             Ok(toolbox) => toolbox,
             Err(error) => return Err(session_error(&edge, &id, error).await),
         };
-        let events = name.follow(&toolbox, offset).await;
-        let events = events.map_err(|error| ApiError::of(Subject::Command, error))?;
+        let events = begun(&edge, &id, name.follow(&toolbox, offset).await).await?;
         let mode = match name {
             ExecName::Shell(_) => ExecMode::Stateful,
             ExecName::Script(_) => ExecMode::Stateless,
@@ -397,6 +391,20 @@ impl Running {
             }
             None => "the host ran out of memory and ended a process of the session".to_owned(),
         })
+    }
+}
+
+/// The command that has begun, or why it has not.
+async fn begun(
+    edge: &Edge,
+    id: &SandboxId,
+    events: sandhaus_sandbox::Result<Events<ShellStarted, ShellExit>>,
+) -> ApiResult<Events<ShellStarted, ShellExit>> {
+    match events {
+        Ok(events) => Ok(events),
+        // Its machine ended a moment ago, which shows a moment later.
+        Err(error) if error.is_of_lost_machine() => Err(session_error(edge, id, error).await),
+        Err(error) => Err(ApiError::of(Subject::Command, error)),
     }
 }
 
