@@ -9,6 +9,7 @@ pub mod namespace;
 pub mod net;
 pub mod qemu;
 
+mod calls;
 mod cgroup;
 mod cgroup_probe;
 mod machine;

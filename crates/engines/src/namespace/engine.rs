@@ -26,7 +26,7 @@ use sandhaus_sandbox::{
 };
 use tokio::{
     io::unix::AsyncFd,
-    sync::{Mutex, Semaphore, watch},
+    sync::{Mutex, watch},
 };
 
 use super::{
@@ -42,13 +42,11 @@ use super::{
     wire::{LaunchDescriptors, LaunchFailure, LaunchRequest, LayerMapping},
 };
 use crate::{
+    calls::{self, Turns},
     cgroup::Cgroups,
     machine::{self, MachineName, Machines},
     net::{self, Networks},
 };
-
-/// Calls that may do blocking work at one time.
-const BLOCKING_MAX: usize = 64;
 
 /// How long the agent may take to end its processes by itself.
 const GRACE: Duration = Duration::from_secs(5);
@@ -72,7 +70,7 @@ struct Inner {
     machines: Arc<Machines>,
     agent: OwnedFd,
     launcher: Mutex<Option<Arc<LauncherClient>>>,
-    blocking: Semaphore,
+    turns: Turns,
     mapping: LayerMapping,
     /// Layers turned out to lie where ids cannot be mapped.
     copies_layers: AtomicBool,
@@ -105,8 +103,7 @@ impl NamespaceEngine {
         &self,
         work: impl FnOnce(Arc<Inner>) -> BoxFuture<'static, EngineResult<T>>,
     ) -> Res<'static, T> {
-        let work = tokio::spawn(work(Arc::clone(&self.inner)));
-        Box::pin(async move { work.await.map_err(|error| EngineError::host("finish engine call", error))? })
+        calls::detached(work(Arc::clone(&self.inner)))
     }
 
     /// Runs blocking `work` to its end on a thread for such.
@@ -308,7 +305,7 @@ impl Inner {
             machines,
             agent,
             launcher: Mutex::new(None),
-            blocking: Semaphore::new(BLOCKING_MAX),
+            turns: Turns::default(),
             mapping,
             copies_layers: AtomicBool::new(false),
         })
@@ -319,12 +316,7 @@ impl Inner {
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Self>) -> EngineResult<T> + Send + 'static,
     ) -> EngineResult<T> {
-        let _permit =
-            self.blocking.acquire().await.map_err(|error| EngineError::host("wait for a turn", error))?;
-        let inner = Arc::clone(self);
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|error| EngineError::host("finish engine call", error))?
+        self.turns.block(self, work).await
     }
 
     /// The launcher, a new one if the last is gone.

@@ -20,7 +20,7 @@ use sandhaus_sandbox::{
 };
 use tokio::{
     io::unix::AsyncFd,
-    sync::{OnceCell, Semaphore, watch},
+    sync::{OnceCell, watch},
 };
 
 use super::{
@@ -35,14 +35,12 @@ use super::{
     steps::{Moment, StopStep, hit, pass},
 };
 use crate::{
+    calls::{self, Turns},
     cgroup::Cgroups,
     machine::{self, MachineName, Machines},
     namespace::removal,
     net::{self, Networks},
 };
-
-/// Calls that may do blocking work at one time.
-const BLOCKING_MAX: usize = 64;
 
 /// How long a guest may take to switch itself off.
 const POWER_OFF_MAX: Duration = Duration::from_secs(30);
@@ -86,7 +84,7 @@ pub(super) struct Inner {
     pub(super) disks: Arc<Disks>,
     pub(super) machines: Arc<Machines>,
     pub(super) channels: Mutex<HashMap<MachineName, Arc<Channel>>>,
-    blocking: Semaphore,
+    turns: Turns,
 }
 
 impl QemuEngine {
@@ -141,8 +139,7 @@ impl QemuEngine {
         work: impl FnOnce(Arc<Inner>) -> BoxFuture<'static, EngineResult<T>> + Send + 'static,
     ) -> Res<'static, T> {
         let opening = self.opening();
-        let work = tokio::spawn(async move { work(opening.await?).await });
-        Box::pin(async move { work.await.map_err(|error| EngineError::host("finish engine call", error))? })
+        calls::detached(async move { work(opening.await?).await })
     }
 
     /// Runs blocking `work` to its end on a thread for such.
@@ -347,7 +344,7 @@ impl Inner {
             disks,
             machines,
             channels: Mutex::default(),
-            blocking: Semaphore::new(BLOCKING_MAX),
+            turns: Turns::default(),
             config,
         })
     }
@@ -376,12 +373,7 @@ impl Inner {
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Self>) -> EngineResult<T> + Send + 'static,
     ) -> EngineResult<T> {
-        let _permit =
-            self.blocking.acquire().await.map_err(|error| EngineError::host("wait for a turn", error))?;
-        let inner = Arc::clone(self);
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|error| EngineError::host("finish engine call", error))?
+        self.turns.block(self, work).await
     }
 
     /// What exists of one sandbox.
