@@ -3,6 +3,8 @@
 #[path = "../shared/agent.rs"]
 mod agent;
 mod confinement;
+#[path = "../shared/dialled.rs"]
+mod dialled;
 mod kill_sweep;
 mod life;
 mod limits;

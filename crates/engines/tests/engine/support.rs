@@ -8,16 +8,16 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use futures::future::BoxFuture;
 use sandhaus_engines::namespace::{NamespaceConfig, NamespaceEngine};
 use sandhaus_protocol::{hello::HelloRequest, process::Spawn};
 use sandhaus_sandbox::{
-    engine::{Boot, Engine, GuestPort, GuestStream, MachineSpec},
-    toolbox::{Base, Connect, Event, Toolbox},
+    engine::{Boot, Engine, MachineSpec},
+    toolbox::{Base, Event, Toolbox},
     types::{Generation, NetworkPolicy, Resources, SandboxId, SecurityProfile, Tree},
 };
 
 pub(crate) use crate::agent::agent;
+use crate::dialled::Dialled;
 
 /// The helper of this crate's tests.
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_engine-test-helper");
@@ -101,7 +101,7 @@ impl Host {
     }
 
     pub(crate) fn toolbox(&self, id: &SandboxId) -> Toolbox {
-        let dialled = Dialled { engine: Arc::clone(&self.engine), id: id.clone() };
+        let dialled = Dialled { engine: self.engine.clone(), id: id.clone() };
         Toolbox::new(Arc::new(dialled), Base::default())
     }
 
@@ -137,22 +137,6 @@ impl Drop for Host {
             }
             let _ = fs_err::remove_dir(&path);
         }
-    }
-}
-
-struct Dialled {
-    engine: Arc<NamespaceEngine>,
-    id: SandboxId,
-}
-
-impl Connect for Dialled {
-    fn connect(&self) -> BoxFuture<'_, sandhaus_sandbox::error::Result<GuestStream>> {
-        Box::pin(async move {
-            self.engine
-                .dial(&self.id, GuestPort::Agent)
-                .await
-                .map_err(|error| sandhaus_sandbox::error::Error::internal("dial agent", error))
-        })
     }
 }
 

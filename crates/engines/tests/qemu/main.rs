@@ -2,6 +2,8 @@
 
 #[path = "../shared/agent.rs"]
 mod agent;
+#[path = "../shared/dialled.rs"]
+mod dialled;
 mod kill_sweep;
 mod life;
 mod network;

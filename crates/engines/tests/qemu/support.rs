@@ -8,7 +8,6 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use futures::future::BoxFuture;
 use sandhaus_engines::{
     net::NetworkConfig,
     qemu::{AcceleratorChoice, QemuConfig, QemuEngine},
@@ -19,10 +18,12 @@ use sandhaus_protocol::{
     process::Spawn,
 };
 use sandhaus_sandbox::{
-    engine::{Boot, Engine, GuestPort, GuestStream, MachineSpec},
-    toolbox::{Base, Connect, Event, Toolbox},
+    engine::{Boot, Engine, MachineSpec},
+    toolbox::{Base, Event, Toolbox},
     types::{Generation, NetworkPolicy, Resources, SandboxId, SecurityProfile, Tree},
 };
+
+use crate::dialled::Dialled;
 
 /// The program under test's other half.
 const QEMU: &str = "qemu-system-x86_64";
@@ -109,7 +110,7 @@ impl Host {
     }
 
     pub(crate) fn toolbox(&self, id: &SandboxId) -> Toolbox {
-        let dialled = Dialled { engine: Arc::clone(&self.engine), id: id.clone() };
+        let dialled = Dialled { engine: self.engine.clone(), id: id.clone() };
         Toolbox::new(Arc::new(dialled), Base::default())
     }
 
@@ -232,22 +233,6 @@ pub(crate) fn possible(test: &str) -> bool {
         }
     }
     reason.is_none()
-}
-
-struct Dialled {
-    engine: Arc<QemuEngine>,
-    id: SandboxId,
-}
-
-impl Connect for Dialled {
-    fn connect(&self) -> BoxFuture<'_, sandhaus_sandbox::error::Result<GuestStream>> {
-        Box::pin(async move {
-            self.engine
-                .dial(&self.id, GuestPort::Agent)
-                .await
-                .map_err(|error| sandhaus_sandbox::error::Error::internal("dial agent", error))
-        })
-    }
 }
 
 /// What a shell command inside writes; it must succeed.
