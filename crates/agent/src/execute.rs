@@ -2,7 +2,7 @@
 
 use std::{os::fd::AsFd as _, path::Path, sync::Arc, time::Duration};
 
-use axum::{Json, extract::State};
+use axum::{Json, Router, extract::State, routing::post};
 use sandhaus_protocol::toolbox::{ExecuteReply, ExecuteRequest};
 
 use crate::{
@@ -47,6 +47,11 @@ pub(crate) fn check_variable(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(format_args!("invalid environment variable name {name:?}")))
+}
+
+/// The routes of this area.
+pub(crate) fn routes() -> Router<Arc<Agent>> {
+    Router::new().route("/process/execute", post(execute))
 }
 
 /// Kills the command when its caller goes away before it has ended.

@@ -25,12 +25,9 @@ use tower::Service as _;
 use crate::{
     agent::{self, Agent},
     error::Error,
-    execute,
-    files::{self, multipart, search, transfer},
+    execute, files,
     guest::Guest,
-    process, pty, script,
-    session::routes as sessions,
-    shell,
+    process, pty, session, shell,
 };
 
 /// Most connections at once; further ones wait to be accepted.
@@ -66,57 +63,28 @@ impl Listener {
     }
 }
 
-/// The routes of the agent proper.
+/// The routes of the agent proper. Each area lists its own.
 pub(crate) fn routes() -> Router<Arc<Agent>> {
     Router::new()
+        .merge(info())
+        .merge(shell::routes())
+        .merge(process::routes())
+        .merge(execute::routes())
+        .merge(session::routes())
+        .merge(pty::routes())
+        .merge(files::routes())
+        .layer(body_limit())
+}
+
+/// Whom one talks to.
+fn info() -> Router<Arc<Agent>> {
+    Router::new()
         .route("/sandhaus/hello", post(agent::hello))
-        .route("/sandhaus/script", post(script::exec))
-        .route("/sandhaus/script/{exec_id}", get(script::resume))
-        .route("/sandhaus/shell/{name}", get(shell::info))
-        .route("/sandhaus/shell/{name}/exec", post(shell::exec))
-        .route("/sandhaus/shell/{name}/exec/{exec_id}", get(shell::resume))
-        .route("/sandhaus/shell/{name}/log", get(shell::log))
-        .route("/sandhaus/process", get(process::list).post(process::spawn))
-        .route("/sandhaus/process/{id}", get(process::info).delete(process::delete))
-        .route("/sandhaus/process/{id}/output", get(process::output))
-        .route("/sandhaus/process/{id}/stdin", post(process::stdin))
-        .route("/sandhaus/process/{id}/signal", post(process::signal))
-        .route("/sandhaus/process/{id}/resize", post(process::resize))
-        .route("/process/execute", post(execute::execute))
-        .route("/process/session", get(sessions::list).post(sessions::create))
-        .route("/process/session/entrypoint", get(sessions::entrypoint).delete(sessions::delete_entrypoint))
-        .route("/process/session/entrypoint/logs", get(sessions::entrypoint_logs))
-        .route("/process/session/{id}", get(sessions::info).delete(sessions::delete))
-        .route("/process/session/{id}/exec", post(sessions::exec))
-        .route("/process/session/{id}/command/{command_id}", get(sessions::command))
-        .route("/process/session/{id}/command/{command_id}/input", post(sessions::input))
-        .route("/process/session/{id}/command/{command_id}/logs", get(sessions::logs))
-        .route("/process/pty", get(pty::list).post(pty::create))
-        .route("/process/pty/create-connect", get(pty::create_connect))
-        .route("/process/pty/{id}", get(pty::info).delete(pty::delete))
-        .route("/process/pty/{id}/connect", get(pty::connect))
-        .route("/process/pty/{id}/resize", post(pty::resize))
-        .route("/files", get(files::list).delete(files::delete))
-        .route("/files/", get(files::list).delete(files::delete))
-        .route("/files/info", get(files::info))
-        .route("/files/folder", post(files::folder))
-        .route("/files/move", post(files::move_file))
-        .route("/files/permissions", post(files::permissions))
-        .route(sandhaus_protocol::files::LINK_PATH, post(files::link))
-        .route("/files/download", get(transfer::download))
-        .route("/files/upload", post(transfer::upload_form))
-        .route("/files/upload-v2", post(transfer::upload))
-        .route("/files/bulk-upload", post(multipart::upload))
-        .route("/files/bulk-download", post(multipart::download))
-        .route("/files/find", get(search::find))
-        .route("/files/search", get(search::search))
-        .route("/files/replace", post(search::replace))
         .route("/version", get(version))
         .route("/health", get(health))
         .route("/work-dir", get(workdir))
         .route("/project-dir", get(workdir))
         .route("/user-home-dir", get(home))
-        .layer(body_limit())
 }
 
 /// How large a JSON body may be.

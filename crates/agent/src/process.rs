@@ -17,11 +17,12 @@ use std::{
 };
 
 use axum::{
-    Json,
+    Json, Router,
     body::Body,
     extract::{Path, Query, State},
     http::StatusCode,
     response::Response,
+    routing::{get, post},
 };
 use sandhaus_protocol::process::{
     ARGS_MAX, Exit, KEEP_FINISHED, PROCESSES_MAX, Process, RING_BYTES, Resize, Signal, Spawn,
@@ -66,6 +67,17 @@ const TERMINAL_SIDE_MAX: u16 = 1000;
 
 /// Largest signal number.
 const SIGNAL_MAX: i32 = 64;
+
+/// The routes of this area.
+pub(crate) fn routes() -> Router<Arc<Agent>> {
+    Router::new()
+        .route("/sandhaus/process", get(list).post(spawn))
+        .route("/sandhaus/process/{id}", get(info).delete(delete))
+        .route("/sandhaus/process/{id}/output", get(output))
+        .route("/sandhaus/process/{id}/stdin", post(stdin))
+        .route("/sandhaus/process/{id}/signal", post(signal))
+        .route("/sandhaus/process/{id}/resize", post(resize))
+}
 
 /// The processes by id.
 #[derive(Default)]

@@ -15,7 +15,7 @@ use std::{
 };
 
 use axum::{
-    Json,
+    Json, Router,
     body::Bytes,
     extract::{
         Path, Query, State,
@@ -23,6 +23,7 @@ use axum::{
     },
     http::{HeaderMap, StatusCode},
     response::Response,
+    routing::{get, post},
 };
 use base64::Engine as _;
 use sandhaus_protocol::{
@@ -64,6 +65,16 @@ const HISTORY_BYTES_MAX: usize = 64 * 1024;
 
 /// How long the terminal may stay quiet after its shell has ended before its output counts as complete.
 const QUIET: Duration = Duration::from_millis(100);
+
+/// The routes of this area.
+pub(crate) fn routes() -> Router<Arc<Agent>> {
+    Router::new()
+        .route("/process/pty", get(list).post(create))
+        .route("/process/pty/create-connect", get(create_connect))
+        .route("/process/pty/{id}", get(info).delete(delete))
+        .route("/process/pty/{id}/connect", get(connect))
+        .route("/process/pty/{id}/resize", post(resize))
+}
 
 /// The terminals by name.
 #[derive(Default)]

@@ -1,19 +1,20 @@
 //! The file routes: [`self`] for what is small, [`transfer`] for contents in and out, [`multipart`] for many at once,
 //! [`search`] for looking into them. All work on files happens on threads that have the workload's rights.
 
-pub(crate) mod multipart;
-pub(crate) mod search;
-pub(crate) mod transfer;
+mod multipart;
+mod search;
+mod transfer;
 
 use std::{io, sync::Arc};
 
 use axum::{
-    Json,
+    Json, Router,
     extract::{Query, State},
     http::StatusCode,
+    routing::{get, post},
 };
 use sandhaus_protocol::{
-    files::{LIST_ENTRIES_MAX, Link, PATH_BYTES_MAX},
+    files::{LINK_PATH, LIST_ENTRIES_MAX, Link, PATH_BYTES_MAX},
     toolbox::FileInfo,
 };
 use serde::Deserialize;
@@ -31,6 +32,26 @@ const MODE_MAX: u32 = 0o7777;
 
 /// Mode of a new folder when none is asked for.
 const FOLDER_MODE: u32 = 0o755;
+
+/// The routes of this area.
+pub(crate) fn routes() -> Router<Arc<Agent>> {
+    Router::new()
+        .route("/files", get(list).delete(delete))
+        .route("/files/", get(list).delete(delete))
+        .route("/files/info", get(info))
+        .route("/files/folder", post(folder))
+        .route("/files/move", post(move_file))
+        .route("/files/permissions", post(permissions))
+        .route(LINK_PATH, post(link))
+        .route("/files/download", get(transfer::download))
+        .route("/files/upload", post(transfer::upload_form))
+        .route("/files/upload-v2", post(transfer::upload))
+        .route("/files/bulk-upload", post(multipart::upload))
+        .route("/files/bulk-download", post(multipart::download))
+        .route("/files/find", get(search::find))
+        .route("/files/search", get(search::search))
+        .route("/files/replace", post(search::replace))
+}
 
 /// A path, and the root it may be confined to.
 #[derive(Debug, Clone, Deserialize)]

@@ -10,7 +10,7 @@
 //! is complete. The reserved session `entrypoint` has one command, the sandbox's own, and takes no others.
 
 mod driver;
-pub(crate) mod routes;
+mod routes;
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +22,7 @@ use std::{
 use sandhaus_protocol::toolbox::{Command as CommandInfo, Session as SessionInfo};
 use tokio::sync::{Notify, mpsc};
 
+pub(crate) use self::routes::routes;
 use crate::{
     agent::Agent,
     error::{Error, Result},

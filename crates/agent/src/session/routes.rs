@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    Json,
+    Json, Router,
     body::{Body, Bytes},
     extract::{
         Path, Query, State,
@@ -11,6 +11,7 @@ use axum::{
     },
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
+    routing::{get, post},
 };
 use sandhaus_protocol::toolbox::{
     Command as CommandInfo, CreateSessionRequest, Session as SessionInfo, SessionExecuteReply,
@@ -75,6 +76,19 @@ impl Shape {
             _ => Self::Combined,
         }
     }
+}
+
+/// The routes of this area.
+pub(crate) fn routes() -> Router<Arc<Agent>> {
+    Router::new()
+        .route("/process/session", get(list).post(create))
+        .route("/process/session/entrypoint", get(entrypoint).delete(delete_entrypoint))
+        .route("/process/session/entrypoint/logs", get(entrypoint_logs))
+        .route("/process/session/{id}", get(info).delete(delete))
+        .route("/process/session/{id}/exec", post(exec))
+        .route("/process/session/{id}/command/{command_id}", get(command))
+        .route("/process/session/{id}/command/{command_id}/input", post(input))
+        .route("/process/session/{id}/command/{command_id}/logs", get(logs))
 }
 
 /// Takes marked output apart. Bytes before the first marker, which a full log may have lost, count as standard output.

@@ -14,9 +14,10 @@ use std::{
 };
 
 use axum::{
-    Json,
+    Json, Router,
     extract::{Path, Query, State},
     response::Response,
+    routing::{get, post},
 };
 use sandhaus_protocol::{
     process::RING_BYTES,
@@ -30,6 +31,7 @@ use crate::{
     error::{Error, Result},
     frames::{Feed, Look, Subject, Track, json},
     ring::Log,
+    script,
 };
 
 /// How many ended commands of a shell can still be asked for.
@@ -43,6 +45,17 @@ const LARGE_BYTES: usize = 16 * 1024;
 
 /// Number of a shell's first command.
 const FIRST_EXEC: u64 = 1;
+
+/// The routes of this area.
+pub(crate) fn routes() -> Router<Arc<Agent>> {
+    Router::new()
+        .route("/sandhaus/script", post(script::exec))
+        .route("/sandhaus/script/{exec_id}", get(script::resume))
+        .route("/sandhaus/shell/{name}", get(info))
+        .route("/sandhaus/shell/{name}/exec", post(exec))
+        .route("/sandhaus/shell/{name}/exec/{exec_id}", get(resume))
+        .route("/sandhaus/shell/{name}/log", get(log))
+}
 
 /// The shells by name.
 #[derive(Default)]

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::{Actor, answer, steps};
 use crate::{
     engine::{Capture, RunState},
@@ -65,7 +67,8 @@ impl Actor {
         let stillness = self.stillness(capture)?;
         // Before it stands still: it may have to be looked up.
         let config = self.tree().await?.config.clone();
-        let captured = self.write_still(capture, stillness).await;
+        let mut still_since = None;
+        let captured = self.write_still(capture, stillness, &mut still_since).await;
         if captured.is_err() {
             self.seen.failed();
         }
@@ -81,11 +84,18 @@ impl Actor {
             }
         }
         captured?;
-        tracing::info!(sandbox = %self.handle.id, kind = ?capture.kind, "captured");
+        let still_ms = still_since.map(|since| since.elapsed().as_millis());
+        tracing::info!(sandbox = %self.handle.id, kind = ?capture.kind, still_ms, "captured");
         Ok(Captured { sandbox: Arc::clone(&self.sandbox), config })
     }
 
-    async fn write_still(&mut self, capture: &Capturing, stillness: Stillness) -> Result<()> {
+    /// Captures it; the moment from which on it stands still is told in `still_since`.
+    async fn write_still(
+        &mut self,
+        capture: &Capturing,
+        stillness: Stillness,
+        still_since: &mut Option<Instant>,
+    ) -> Result<()> {
         let wanted = self.wanted();
         if stillness == Stillness::HungUp && self.seen.gate == GateState::Open {
             self.act(Step::CloseGate, &wanted).await?;
@@ -94,6 +104,7 @@ impl Actor {
             self.publish();
         }
         if stillness != Stillness::AsIs {
+            *still_since = Some(Instant::now());
             fault::pass_async(CaptureStep::Freeze.name(), self.act(Step::Freeze, &wanted)).await?;
             self.seen.succeeded(Step::Freeze, &wanted);
         }
