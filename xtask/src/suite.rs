@@ -25,6 +25,7 @@ const BINARY: &str = "SANDHAUS_BIN";
 const SHELL_SCRIPTS: &[&str] = &[
     "x",
     ".ci/run",
+    "images/toolbox/build",
     "packaging/docker/entrypoint",
     "packaging/docker/healthcheck",
     "tests/page/run",
