@@ -11,6 +11,7 @@
 //! - [`tree`]: root file systems for images;
 //! - [`vm`]: images of virtual machines, built once for all tests;
 //! - [`registry`]: a real registry, images for it, and a proxy before it that counts and does harm;
+//! - [`s3`]: a real S3 server, and a proxy before it that holds what passes;
 //! - [`engine`]: one body of a test on every engine;
 //! - [`archive`]: archives written by hand;
 //! - [`probe`]: programs that attack from inside, built from `probes/`.
@@ -26,12 +27,18 @@ pub mod network;
 pub mod probe;
 pub mod process;
 pub mod registry;
+pub mod s3;
 pub mod server;
 pub mod session;
 pub mod tree;
 pub mod vm;
 
-use std::{io::Write as _, path::PathBuf, time::Duration};
+use std::{
+    io::Write as _,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// No single wait of a test takes longer than this; it only bounds a hang, no test measures against it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,6 +77,29 @@ pub fn settles(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
+}
+
+/// Files of this name beneath a folder.
+pub fn files_named(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(files_named(&path, name));
+        } else if entry.file_name() == name {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Flips a bit in the middle of a file, whatever its permissions; the same again makes it whole.
+pub fn flip_bit(path: &Path) {
+    let file = fs_err::OpenOptions::new().read(true).write(true).open(path).expect("open the file");
+    let at = file.metadata().expect("look at the file").len() / 2;
+    let mut byte = [0];
+    file.file().read_exact_at(&mut byte, at).expect("read the byte");
+    file.file().write_all_at(&[byte[0] ^ 1], at).expect("write the byte");
 }
 
 /// The checkout's root.

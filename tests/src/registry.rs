@@ -539,14 +539,14 @@ fn answer(status: &str, fields: &str, body: &str) -> Vec<u8> {
 
 /// The first line and the fields of a request or an answer.
 #[derive(Debug)]
-struct Head {
-    first: String,
+pub(crate) struct Head {
+    pub(crate) first: String,
     fields: Vec<(String, String)>,
 }
 
 impl Head {
     /// Reads one; `None` if what comes is no HTTP.
-    fn read(reader: &mut impl io::BufRead) -> io::Result<Option<Self>> {
+    pub(crate) fn read(reader: &mut impl io::BufRead) -> io::Result<Option<Self>> {
         let mut lines = Vec::new();
         loop {
             let mut line = Vec::new();
@@ -574,7 +574,21 @@ impl Head {
         Ok(Some(Self { first, fields }))
     }
 
-    fn field(&self, name: &str) -> Option<&str> {
+    /// How long the body is that follows.
+    pub(crate) fn length(&self) -> u64 {
+        self.field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)
+    }
+
+    /// As it is sent, with other values for some fields.
+    pub(crate) fn text(&self, instead: &[(&str, &str)]) -> String {
+        let kept = self.fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let kept = kept.filter(|(name, _)| instead.iter().all(|(other, _)| other != name));
+        let fields: String =
+            kept.chain(instead.iter().copied()).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        format!("{}\r\n{fields}\r\n", self.first)
+    }
+
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{binary, cache_dir, checkout, server::Options, tree};
+use crate::{binary, cache_dir, checkout, server::Options, session::Session, tree};
 
 /// Name of the image of a machine that lives in its memory: busybox, with the agent as its first process.
 pub const INITRAMFS_IMAGE: &str = "tiny";
@@ -68,6 +68,27 @@ pub fn debian_image(data: &Path) {
         // Compressing takes longer than all tests together gain by it.
         ran(build.args(["--size", "2GiB", "--no-compress"]));
     });
+}
+
+/// Has a guest count in its memory for as long as it runs.
+pub fn count(session: &Session) {
+    session.output(
+        "kept=in-memory; mkdir -p /tmp; (n=0; while :; do n=$((n+1)); echo $n > /tmp/m; mv /tmp/m /tmp/n; sleep 0.05; done) &",
+    );
+}
+
+/// How far it has counted.
+pub fn counted(session: &Session) -> u64 {
+    session.output("cat /tmp/n").parse().expect("a number")
+}
+
+/// It goes on from where it was: not from the beginning, and further with time.
+#[track_caller]
+pub fn goes_on(session: &Session, from: u64) {
+    let now = counted(session);
+    assert!(now >= from, "{now} after {from}");
+    crate::settles("the counter goes on", || counted(session) > now);
+    assert_eq!(session.output("echo $kept"), "in-memory");
 }
 
 /// A tree of Debian with systemd, for whoever builds an image of it.

@@ -3,8 +3,7 @@
 
 use std::{
     io::Write as _,
-    os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -12,10 +11,10 @@ use sandhaus_client::wire::{SessionInfo, SnapshotInfo};
 use sandhaus_tests::{
     binary,
     engine::Engine,
-    process,
+    files_named, flip_bit, process,
     server::{DataDir, Server, with_server_on},
     session::Session,
-    vm,
+    vm::{self, count, counted, goes_on},
 };
 use serde_json::{Value, json};
 
@@ -46,26 +45,6 @@ fn copy(server: &Server, snapshot: &str) -> Session {
     Session::create(&server.http(), &json!({"snapshot": snapshot}))
 }
 
-/// Counts in the memory of the guest for as long as it runs.
-fn count(session: &Session) {
-    session.output(
-        "kept=in-memory; mkdir -p /tmp; (n=0; while :; do n=$((n+1)); echo $n > /tmp/m; mv /tmp/m /tmp/n; sleep 0.05; done) &",
-    );
-}
-
-fn counted(session: &Session) -> u64 {
-    session.output("cat /tmp/n").parse().expect("a number")
-}
-
-/// It goes on from where it was: not from the beginning, and further with time.
-#[track_caller]
-fn goes_on(session: &Session, from: u64) {
-    let now = counted(session);
-    assert!(now >= from, "{now} after {from}");
-    sandhaus_tests::settles("the counter goes on", || counted(session) > now);
-    assert_eq!(session.output("echo $kept"), "in-memory");
-}
-
 /// The program that runs a sandbox's machine: its number and its arguments.
 fn program(id: &str) -> (u32, Vec<String>) {
     let of_it = |pid: u32| {
@@ -74,20 +53,6 @@ fn program(id: &str) -> (u32, Vec<String>) {
         (ours && arguments.iter().any(|argument| argument.contains(id))).then_some((pid, arguments))
     };
     process::all().into_iter().find_map(of_it).unwrap_or_else(|| panic!("no machine of {id} runs"))
-}
-
-/// Files of this name beneath a folder.
-fn files_named(folder: &Path, name: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs_err::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() && !path.is_symlink() {
-            found.extend(files_named(&path, name));
-        } else if entry.file_name() == name {
-            found.push(path);
-        }
-    }
-    found
 }
 
 fn checksum(path: &Path) -> String {
@@ -211,16 +176,11 @@ fn a_damaged_memory_is_refused_before_it_runs() {
     for name in ["memory", "state"] {
         let found = files_named(&server.data_dir().join("snapshots"), name);
         let [file] = found.as_slice() else { panic!("one {name}: {found:?}") };
-        let length = fs_err::metadata(file).expect("a file").len();
-        let content = std::fs::OpenOptions::new().read(true).write(true).open(file).expect("open it");
-        let mut byte = [0];
-        let at = length / 2;
-        content.read_exact_at(&mut byte, at).expect("read it");
-        content.write_all_at(&[byte[0] ^ 1], at).expect("change a bit");
+        flip_bit(file);
         let refused = server.http().post("/v1/sessions", &json!({"snapshot": "whole"}));
         assert!((400..=599).contains(&refused.status), "{}", refused.text());
         assert!(server.http().get("/v1/sessions").expect(200).json::<Vec<Value>>().is_empty());
-        content.write_all_at(&byte, at).expect("change it back");
+        flip_bit(file);
     }
     goes_on(&copy(server, "whole"), 1);
     server.http().delete("/v1/snapshots/whole").expect(200);

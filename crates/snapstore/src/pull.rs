@@ -1,7 +1,7 @@
 //! Pulling: chunks are fetched several at once, checked, and written where they belong, into a directory beside the one
 //! that is wanted, which gets its name when it is whole and on disk.
 //!
-//! What is there already is not fetched again: chunks of an interrupted pull, and chunks of a broken copy that are whole.
+//! What is there already is not fetched again: chunks of an interrupted pull, and chunks of a broken copy, there or elsewhere, that are whole.
 //! Both are known by their digests, so nothing has to be believed that a crash may have torn.
 
 use std::{
@@ -56,6 +56,8 @@ pub struct Pull {
     pub name: Name,
     /// The directory it becomes. One that is there already is made whole.
     pub into: PathBuf,
+    /// A directory with another copy, perhaps a broken one: what is whole in it is not fetched.
+    pub copy: Option<PathBuf>,
     /// Who gets the files.
     pub landing: Landing,
 }
@@ -252,12 +254,15 @@ impl<'a> Pulling<'a> {
         target: &Arc<std::fs::File>,
         notes: &Arc<Mutex<Notes>>,
     ) -> Result<Vec<usize>> {
-        let broken = match fs_err::File::open(self.pull.into.join(file.name.as_str())) {
-            Ok(broken) if self.replaces => Some(Arc::new(broken.into_file())),
-            _ => None,
-        };
+        let replaced = self.replaces.then_some(&self.pull.into);
+        let copies: Arc<[Arc<std::fs::File>]> = replaced
+            .into_iter()
+            .chain(&self.pull.copy)
+            .filter_map(|copy| fs_err::File::open(copy.join(file.name.as_str())).ok())
+            .map(|copy| Arc::new(copy.into_file()))
+            .collect();
         let take = |index: usize| {
-            let (target, broken) = (target.clone(), broken.clone());
+            let (target, copies) = (target.clone(), copies.clone());
             let expected = match file.chunks[index] {
                 Chunk::Unknown { .. } => notes.lock().unwrap_or_else(PoisonError::into_inner).expected(index),
                 chunk => Some(chunk),
@@ -275,14 +280,15 @@ impl<'a> Pulling<'a> {
                     .await?;
                     return Ok((index, true));
                 }
-                let Some(broken) = broken else { return Ok((index, false)) };
-                if !is_expected(expected, &examine(broken.clone(), file, index).await?) {
-                    return Ok((index, false));
+                for copy in copies.iter() {
+                    if is_expected(expected, &examine(copy.clone(), file, index).await?) {
+                        let (copy, (offset, length)) = (copy.clone(), file.extent(index));
+                        let work = move || copy_chunk(&copy, &target, offset, to_length(length)?);
+                        blocking("copy a part of the snapshot", work).await?;
+                        return Ok((index, true));
+                    }
                 }
-                let (offset, length) = file.extent(index);
-                let copy = move || copy_chunk(&broken, &target, offset, to_length(length)?);
-                blocking("copy a part of the snapshot", copy).await?;
-                Ok((index, true))
+                Ok((index, false))
             }
         };
         let mut missing = Vec::new();

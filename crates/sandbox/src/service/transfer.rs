@@ -313,14 +313,15 @@ async fn pack(shared: &Arc<Shared>, snapshot: &Snapshot, engine: &dyn Engine, fo
 
 /// Pulls a snapshot, unless it is here and whole.
 async fn pull(shared: &Arc<Shared>, name: &SnapshotName, stored: &Name, job: &Arc<JobHandle>) -> Result<()> {
-    let clash = match shared.snapshots.hold(name) {
-        None => Clash::Refuse,
+    let here = shared.snapshots.hold(name);
+    let (clash, copy) = match &here {
+        None => (Clash::Refuse, None),
         Some((here, _held)) => {
             job.progress("checking", 0, None);
-            if is_whole(shared, &here).await? {
+            if is_whole(shared, here).await? {
                 return Ok(());
             }
-            Clash::Replace
+            (Clash::Replace, shared.snapshots.machine(&here.id))
         }
     };
     let store = shared.transfers.store().await?;
@@ -335,7 +336,7 @@ async fn pull(shared: &Arc<Shared>, name: &SnapshotName, stored: &Name, job: &Ar
     })
     .await?;
     let landing = shared.transfers.config()?.landing;
-    let pull = Pull { name: stored.clone(), into: into.clone(), landing };
+    let pull = Pull { name: stored.clone(), into: into.clone(), copy, landing };
     let info = store.pull(&pull, observer(job), &shared.token).await?;
     let metadata = self::metadata(shared, &info)?;
     job.progress("checking", info.size_bytes, Some(info.size_bytes));
@@ -347,6 +348,7 @@ async fn pull(shared: &Arc<Shared>, name: &SnapshotName, stored: &Name, job: &Ar
     }
     adopt(shared, name, clash, into, metadata).await?;
     tracing::info!(snapshot = %name, bytes = info.size_bytes, "snapshot pulled");
+    drop(here);
     if clash == Clash::Replace {
         shared.collect_snapshots_soon();
     }

@@ -110,7 +110,7 @@ pub(crate) async fn push(store: &Store, directory: &Path, text: &str) -> Result<
 }
 
 pub(crate) fn to_pull(into: &Path, text: &str) -> Pull {
-    Pull { name: name(text), into: into.to_owned(), landing: Landing::default() }
+    Pull { name: name(text), into: into.to_owned(), copy: None, landing: Landing::default() }
 }
 
 pub(crate) async fn pull(store: &Store, text: &str, into: &Path) -> Result<Info> {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use sandhaus_snapstore::{Error, Location, Observer, Patience, Progress, Store, StoreConfig};
+use sandhaus_snapstore::{Error, Location, Observer, Patience, Progress, Pull, Store, StoreConfig};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -236,6 +236,18 @@ async fn only_what_is_broken_is_fetched_again() {
     let received = proxy.take_received();
     assert!((CHUNK_BYTES..CHUNK_BYTES + 20_000).contains(&received), "{received}");
     assert_only(&place.path(""), &["into", "source"]);
+    // The same of one that lies elsewhere, which stays as it is.
+    let elsewhere = into.join("disk.qcow2");
+    let file = fs_err::OpenOptions::new().write(true).open(&elsewhere).unwrap();
+    file.file().write_all_at(&[1, 2, 3], CHUNK_BYTES + 77).unwrap();
+    let broken = fs_err::read(&elsewhere).unwrap();
+    let other = place.path("other");
+    let wanted = Pull { copy: Some(into.clone()), ..to_pull(&other, "x") };
+    store.pull(&wanted, Arc::new(|_| {}), &CancellationToken::new()).await.expect("pulled");
+    assert_same(&source, &other);
+    let received = proxy.take_received();
+    assert!((CHUNK_BYTES..CHUNK_BYTES + 20_000).contains(&received), "{received}");
+    assert!(fs_err::read(&elsewhere).unwrap() == broken, "it stays as it is");
 }
 
 #[tokio::test(flavor = "multi_thread")]
