@@ -8,19 +8,22 @@ use std::{
 use axum::{Json, extract::State};
 use sandhaus_protocol::{
     PROTOCOL_VERSION,
-    boot::{BootConfig, Workload},
+    boot::{BootConfig, Limits, Workload},
     hello::{Feature, HelloReply, HelloRequest},
     shell::DEFAULT,
+    system::{ENVIRONMENT_BYTES_MAX, UpdateEnv, VALUE_BYTES_MAX, VARIABLES_MAX},
 };
 
 use crate::{
     error::{Error, Result},
     execute::check_variable,
     process::Processes,
+    proxy::Proxy,
     pty::Terminals,
     session::Sessions,
     shell::{Shells, dialect::ShellChoice},
-    sys::{self, Children},
+    sys::{self, Children, Scope},
+    system::Usage,
 };
 
 /// Search path of processes whose sandbox names none.
@@ -88,13 +91,18 @@ pub(crate) struct Agent {
     pub(crate) sessions: Sessions,
     /// Terminals of the compatible contract.
     pub(crate) terminals: Terminals,
+    /// What it knows of the use of its machine.
+    pub(crate) usage: Usage,
+    /// What is passed on to ports.
+    pub(crate) proxy: Proxy,
 }
 
 impl Agent {
     /// The agent of this boot document.
     pub(crate) fn init(config: BootConfig) -> Arc<Self> {
         let standing = Standing::Init { sandbox_id: config.sandbox_id, generation: config.generation };
-        Self::new(standing, config.env, config.workdir, config.user, ShellChoice::Preferred(config.shell))
+        let shell = ShellChoice::Preferred(config.shell);
+        Self::new(standing, config.env, config.workdir, config.user, shell, config.limits)
     }
 
     /// The agent of a virtual machine that was just told this.
@@ -105,6 +113,7 @@ impl Agent {
             config.workdir,
             config.user,
             ShellChoice::Preferred(config.shell),
+            config.limits,
         );
         agent.variables().adopt(greeting);
         agent
@@ -117,7 +126,7 @@ impl Agent {
         user: Workload,
         shell: ShellChoice,
     ) -> Arc<Self> {
-        Self::new(Standing::ByHand, env, workdir, user, shell)
+        Self::new(Standing::ByHand, env, workdir, user, shell, Limits::default())
     }
 
     fn new(
@@ -126,8 +135,14 @@ impl Agent {
         workdir: String,
         workload: Workload,
         shell: ShellChoice,
+        limits: Limits,
     ) -> Arc<Self> {
         fill_in(&mut env, &workload);
+        let usage = match standing {
+            // The first process of its kind sees those of its sandbox alone.
+            Standing::Init { .. } => Usage::new(Scope::Processes, limits),
+            Standing::Guest | Standing::ByHand => Usage::new(Scope::Machine, limits),
+        };
         Arc::new(Self {
             standing,
             environment: Mutex::new(Environment { variables: env, greeted_with: false }),
@@ -139,6 +154,8 @@ impl Agent {
             processes: Processes::default(),
             sessions: Sessions::default(),
             terminals: Terminals::default(),
+            usage,
+            proxy: Proxy::default(),
         })
     }
 
@@ -190,6 +207,46 @@ impl Agent {
         let mut environment = self.variables();
         let changed = environment.variables != new.variables;
         *environment = new;
+        drop(environment);
+        if changed { self.shells.renew_unused_default() } else { Ok(()) }
+    }
+
+    /// Changes what processes started from now on find. All of it is checked before any of it counts. A default shell in
+    /// which nothing has run yet is replaced by one with the new environment.
+    pub(crate) fn change_variables(&self, change: UpdateEnv) -> Result<()> {
+        let set = change.set.unwrap_or_default();
+        let unset = change.unset.unwrap_or_default();
+        if set.len() + unset.len() > VARIABLES_MAX {
+            return Err(Error::invalid(format_args!("at most {VARIABLES_MAX} variables at once")));
+        }
+        for name in set.keys().chain(&unset) {
+            check_variable(name)?;
+        }
+        for (name, value) in &set {
+            if value.contains('\0') || value.len() > VALUE_BYTES_MAX {
+                return Err(Error::invalid(format_args!(
+                    "the value of {name} holds a NUL byte or more than {VALUE_BYTES_MAX} bytes"
+                )));
+            }
+        }
+        let prefix = change.unset_value_prefix.filter(|prefix| !prefix.is_empty());
+        let mut environment = self.variables();
+        let mut new = environment.variables.clone();
+        for name in &unset {
+            new.remove(name);
+        }
+        if let Some(prefix) = prefix {
+            new.retain(|name, value| set.contains_key(name) || !value.starts_with(&prefix));
+        }
+        new.extend(set);
+        let bytes: usize = new.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+        if bytes > ENVIRONMENT_BYTES_MAX {
+            return Err(Error::invalid(format_args!(
+                "the environment would have {bytes} bytes; a process takes {ENVIRONMENT_BYTES_MAX}"
+            )));
+        }
+        let changed = environment.variables != new;
+        environment.variables = new;
         drop(environment);
         if changed { self.shells.renew_unused_default() } else { Ok(()) }
     }

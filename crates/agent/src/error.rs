@@ -49,6 +49,11 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, "FILE_NOT_FOUND", format!("not found: {message}"))
     }
 
+    /// 404 for what is served elsewhere or nowhere.
+    pub(crate) fn no_route() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", "not found: no such route")
+    }
+
     /// 409.
     pub(crate) fn conflict(message: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::CONFLICT, "CONFLICT", format!("conflict: {message}"))
@@ -94,6 +99,23 @@ impl Error {
     /// 503: not now, try again.
     pub(crate) fn unavailable(message: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message.to_string())
+    }
+
+    /// 400 for a body that is not what the route takes.
+    pub(crate) fn invalid_body(error: &serde_json::Error) -> Self {
+        let message = format!("invalid body request: {error}");
+        Self::new(StatusCode::BAD_REQUEST, "INVALID_REQUEST_BODY", message)
+    }
+
+    /// 502 of something inside that is to answer and does not.
+    pub(crate) fn bad_gateway(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "BAD_GATEWAY", format!("bad gateway: {message}"))
+    }
+
+    /// 503 of recordings where nothing records.
+    pub(crate) fn no_recorder() -> Self {
+        let message = "recordings need ffmpeg and a desktop, and the agent of this sandbox serves none";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "RECORDING_FFMPEG_NOT_FOUND", message)
     }
 
     /// 500.

@@ -6,10 +6,9 @@ use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, State},
+    extract::DefaultBodyLimit,
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
 };
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -23,11 +22,8 @@ use tokio::{
 use tower::Service as _;
 
 use crate::{
-    agent::{self, Agent},
-    error::Error,
-    execute, files,
-    guest::Guest,
-    process, pty, session, shell,
+    agent::Agent, desktop, error::Error, execute, files, guest::Guest, ports, process, proxy, pty, session,
+    shell, system,
 };
 
 /// Most connections at once; further ones wait to be accepted.
@@ -66,48 +62,22 @@ impl Listener {
 /// The routes of the agent proper. Each area lists its own.
 pub(crate) fn routes() -> Router<Arc<Agent>> {
     Router::new()
-        .merge(info())
+        .merge(system::routes())
         .merge(shell::routes())
         .merge(process::routes())
         .merge(execute::routes())
         .merge(session::routes())
         .merge(pty::routes())
         .merge(files::routes())
+        .merge(ports::routes())
+        .merge(proxy::routes())
+        .merge(desktop::routes())
         .layer(body_limit())
-}
-
-/// Whom one talks to.
-fn info() -> Router<Arc<Agent>> {
-    Router::new()
-        .route("/sandhaus/hello", post(agent::hello))
-        .route("/version", get(version))
-        .route("/health", get(health))
-        .route("/work-dir", get(workdir))
-        .route("/project-dir", get(workdir))
-        .route("/user-home-dir", get(home))
 }
 
 /// How large a JSON body may be.
 pub(crate) fn body_limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(JSON_BYTES_MAX)
-}
-
-/// `GET /version`.
-pub(crate) async fn version() -> axum::Json<serde_json::Value> {
-    axum::Json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }))
-}
-
-/// `GET /health`.
-pub(crate) async fn health() -> axum::Json<serde_json::Value> {
-    axum::Json(serde_json::json!({ "status": "ok" }))
-}
-
-async fn workdir(State(agent): State<Arc<Agent>>) -> axum::Json<serde_json::Value> {
-    axum::Json(serde_json::json!({ "dir": agent.workdir }))
-}
-
-async fn home(State(agent): State<Arc<Agent>>) -> axum::Json<serde_json::Value> {
-    axum::Json(serde_json::json!({ "dir": agent.workload.home }))
 }
 
 /// Which routes a request meets.
@@ -215,6 +185,15 @@ async fn connection<P>(
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OwnBody;
 
+/// What some refusals say besides.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Details {
+    /// Why.
+    pub(crate) details: &'static str,
+    /// What helps.
+    pub(crate) solution: &'static str,
+}
+
 /// Gives refusals their body.
 async fn finish(mut response: Response, method: &Method, path: &str) -> Response {
     let status = response.status();
@@ -233,7 +212,8 @@ async fn finish(mut response: Response, method: &Method, path: &str) -> Response
             foreign(status, &text)
         }
     };
-    let body = serde_json::json!({
+    let details = response.extensions_mut().remove::<Details>();
+    let mut body = serde_json::json!({
         "statusCode": status.as_u16(),
         "message": message,
         "error": message,
@@ -243,6 +223,10 @@ async fn finish(mut response: Response, method: &Method, path: &str) -> Response
         "path": path,
         "method": method.as_str(),
     });
+    if let Some(Details { details, solution }) = details {
+        body["details"] = details.into();
+        body["solution"] = solution.into();
+    }
     let bytes = Bytes::from(body.to_string());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

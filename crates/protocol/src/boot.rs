@@ -36,6 +36,20 @@ pub struct BootConfig {
     /// Start the default shell at boot, so that the first command finds it waiting.
     #[serde(default)]
     pub warm_shell: bool,
+    /// What the machine may use, which it cannot always see from the inside.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What a machine may use at most; what is not said is what there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Processor time in thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
+    /// Memory in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
 }
 
 /// The identity and confinement of everything the agent starts on the user's behalf.

@@ -16,6 +16,7 @@ pub mod hello;
 pub mod initramfs;
 pub mod process;
 pub mod shell;
+pub mod system;
 pub mod toolbox;
 
 /// Path prefix of the routes that are ours alone, beside the compatible ones.

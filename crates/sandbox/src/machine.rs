@@ -1,7 +1,7 @@
 //! From a sandbox and its image to the machine to start: the one place where environment, work directory and host name
 //! are settled.
 
-use sandhaus_protocol::boot::{BootConfig, Workload};
+use sandhaus_protocol::boot::{BootConfig, Limits, Workload};
 
 use crate::{
     engine::MachineSpec,
@@ -67,6 +67,10 @@ impl MachineSpec {
             shell: self.shell,
             entrypoint: self.entrypoint.clone(),
             warm_shell: self.warm_shell,
+            limits: Limits {
+                cpu_millis: Some(self.resources.cpu_millis),
+                memory_bytes: Some(self.resources.memory_bytes),
+            },
         }
     }
 }

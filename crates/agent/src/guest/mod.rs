@@ -42,7 +42,7 @@ use crate::{
     agent::{self, Agent},
     error::{Error, Result},
     execute::check_variable,
-    http, sys,
+    http, sys, system,
 };
 
 /// The machine's clock may be so far off where the agent may not set it, as in tests without a machine of their own.
@@ -128,7 +128,8 @@ impl Guest {
             .route(POWER_OFF_PATH, post(power_off))
             .route(SYNC_PATH, post(disks::sync))
             .with_state(Arc::clone(self));
-        let open = Router::new().route("/health", get(http::health)).route("/version", get(http::version));
+        let open =
+            Router::new().route("/health", get(system::health)).route("/version", get(system::version));
         own.merge(open).layer(http::body_limit())
     }
 

@@ -233,6 +233,7 @@ pub(crate) fn hello(sandbox_id: &str, generation: u64) -> HelloRequest {
         shell: ShellPreference::Bash,
         entrypoint: Vec::new(),
         warm_shell: true,
+        limits: Default::default(),
     };
     let told = Told {
         boot,

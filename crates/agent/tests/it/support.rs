@@ -89,6 +89,7 @@ impl Agent {
             "sandbox_id": "0123abcd-456", "generation": 7, "workdir": work, "warm_shell": true,
             "user": { "uid": id, "gid": id, "name": "sandbox", "home": work, "unprivileged": who == Who::Unprivileged },
             "env": { "PATH": "/usr/local/bin:/usr/bin:/bin", "SECRET_OF_BOOT": "not-for-proc-1" },
+            "limits": { "cpu_millis": 500, "memory_bytes": 512 << 20 },
             "entrypoint": ["sh", "-c", "echo entry; echo point >&2; exit 5"],
         });
         fs::write(folder.path().join("boot"), boot.to_string()).expect("write the boot document");

@@ -10,6 +10,7 @@ mod first;
 mod identity;
 mod init;
 mod initramfs;
+mod listening;
 mod machine;
 mod network;
 mod places;
@@ -19,6 +20,7 @@ mod spawn;
 mod terminal;
 mod tree;
 mod uevents;
+mod usage;
 
 pub(crate) use changes::{Removal, Upload, make_folder, make_link, move_file, remove, set_mode, set_owner};
 pub(crate) use channel::Channel;
@@ -26,6 +28,7 @@ pub(crate) use children::{Child, Children, Ending};
 pub(crate) use first::{begin_machine, is_first_process, say};
 pub(crate) use identity::{enter_workload_thread, own_ids};
 pub(crate) use init::{prepare_by_hand, prepare_guest, take_inherited};
+pub(crate) use listening::listening_ports;
 pub(crate) use machine::{
     ask_systemd_for_power_off, bare_command, flush_disks, freeze_root, seed_random, set_clock, set_host_name,
     sever_connections, switch_off, thaw_root,
@@ -40,3 +43,4 @@ pub(crate) use terminal::{
     Script, Terminal, discard, input_pipe, output_pipe, random_hex, script_pipe, second_reader, second_writer,
 };
 pub(crate) use tree::{Birth, Family};
+pub(crate) use usage::{Gauge, Scope, space};
