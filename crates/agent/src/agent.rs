@@ -17,6 +17,7 @@ use sandhaus_protocol::{
 use crate::{
     error::{Error, Result},
     execute::check_variable,
+    git::Git,
     process::Processes,
     proxy::Proxy,
     pty::Terminals,
@@ -30,7 +31,7 @@ use crate::{
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What this agent can do.
-const FEATURES: [Feature; 7] = [
+const FEATURES: [Feature; 8] = [
     Feature::Shell,
     Feature::Process,
     Feature::Execute,
@@ -38,6 +39,7 @@ const FEATURES: [Feature; 7] = [
     Feature::Pty,
     Feature::Files,
     Feature::Env,
+    Feature::Git,
 ];
 
 /// How the agent was started.
@@ -89,6 +91,8 @@ pub(crate) struct Agent {
     pub(crate) processes: Processes,
     /// Sessions of the compatible contract.
     pub(crate) sessions: Sessions,
+    /// What the git routes remember.
+    pub(crate) git: Git,
     /// Terminals of the compatible contract.
     pub(crate) terminals: Terminals,
     /// What it knows of the use of its machine.
@@ -153,6 +157,7 @@ impl Agent {
             shells: Shells::default(),
             processes: Processes::default(),
             sessions: Sessions::default(),
+            git: Git::default(),
             terminals: Terminals::default(),
             usage,
             proxy: Proxy::default(),

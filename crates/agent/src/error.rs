@@ -29,6 +29,16 @@ impl Error {
         Self { status, code, message: message.into() }
     }
 
+    /// A refusal with a status and a code of its area.
+    pub(crate) fn coded(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self::new(status, code, message)
+    }
+
+    /// 408 of anything but a command.
+    pub(crate) fn timeout(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "REQUEST_TIMEOUT", format!("request timeout: {message}"))
+    }
+
     /// 400.
     pub(crate) fn invalid(message: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", format!("bad request: {message}"))

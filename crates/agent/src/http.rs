@@ -69,6 +69,7 @@ pub(crate) fn routes() -> Router<Arc<Agent>> {
         .merge(session::routes())
         .merge(pty::routes())
         .merge(files::routes())
+        .merge(git::routes())
         .merge(ports::routes())
         .merge(proxy::routes())
         .merge(desktop::routes())

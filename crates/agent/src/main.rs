@@ -15,6 +15,7 @@ mod error;
 mod execute;
 mod files;
 mod frames;
+mod git;
 mod guest;
 mod http;
 mod ports;

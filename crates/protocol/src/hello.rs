@@ -88,6 +88,8 @@ pub enum Feature {
     Env,
     /// It takes [`Guest`].
     Guest,
+    /// Git (`/git`).
+    Git,
     /// Anything a newer agent announces that this build does not know.
     #[serde(other)]
     Unknown,

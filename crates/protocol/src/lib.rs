@@ -11,6 +11,7 @@
 pub mod boot;
 pub mod files;
 pub mod frame;
+pub mod git;
 pub mod guest;
 pub mod hello;
 pub mod initramfs;
