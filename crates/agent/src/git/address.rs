@@ -134,8 +134,7 @@ impl Address {
             Some((user, host)) => (Some(user), host),
             None => (None, authority),
         };
-        let of_host = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
-        if host.is_empty() || host.starts_with(['-', ':']) || !host.bytes().all(of_host) {
+        if !is_host(host) {
             return Err(Error::invalid("the address has no usable name of a host"));
         }
         let (username, password) = match user.map(|user| user.split_once(':').unwrap_or((user, ""))) {
@@ -154,6 +153,28 @@ impl Address {
         };
         Ok(Self { url: format!("{scheme}://{kept}{host}{path}"), credentials })
     }
+}
+
+/// Whether this is the name or address of a host, perhaps with a port.
+pub(super) fn is_host(text: &str) -> bool {
+    let name = |text: &str| {
+        let of_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        !text.is_empty() && !text.starts_with('-') && text.bytes().all(of_name)
+    };
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
+    let (host, port) = match text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        Some((inside, port)) if !inside.is_empty() && number(inside) => match port.strip_prefix(':') {
+            Some(port) => (None, Some(port)),
+            None if port.is_empty() => (None, None),
+            None => return false,
+        },
+        Some(_) => return false,
+        None => match text.split_once(':') {
+            Some((host, port)) => (Some(host), Some(port)),
+            None => (Some(text), None),
+        },
+    };
+    host.is_none_or(name) && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
 /// `text` as it may be shown: without the names and passwords of addresses in it, and without that of these credentials.
@@ -296,6 +317,18 @@ mod tests {
         assert_eq!(given(Some("x\nhost=evil"), Some("y")), None);
         let local = Address::of_clone("/srv/a", Given { username: Some("x"), password: Some("y") });
         assert!(local.is_ok_and(|address| address.credentials.is_none()));
+    }
+
+    #[test]
+    fn hosts_have_names_and_ports() {
+        for right in ["a", "a.b-c_d", "127.0.0.1:80", "[::1]", "[::1]:8443"] {
+            assert!(is_host(right), "{right}");
+        }
+        for wrong in
+            ["", "-a", ":80", "a:", "a:x", "a:99999", "a::b", "[]", "[x]", "[::1]a", "a b", "a/b", "a=b", "ä"]
+        {
+            assert!(!is_host(wrong), "{wrong}");
+        }
     }
 
     #[test]

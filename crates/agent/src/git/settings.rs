@@ -12,7 +12,7 @@ use sandhaus_protocol::git::{
 };
 
 use super::{
-    address::{check_credential, without_password},
+    address::{check_credential, is_host, without_password},
     names::check_setting,
     program::Call,
     refusal, repository,
@@ -147,8 +147,7 @@ pub(super) async fn store_credentials(
         text.filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned())
     };
     let (host, protocol) = (or(request.host, DEFAULT_HOST), or(request.protocol, DEFAULT_PROTOCOL));
-    let of_host = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
-    if host.len() > HOST_BYTES_MAX || !host.bytes().all(of_host) {
+    if host.len() > HOST_BYTES_MAX || !is_host(&host) {
         return Err(Error::invalid(format_args!("{host:?} is no name of a host")));
     }
     if !matches!(protocol.as_str(), "http" | "https") {
