@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Result},
     execute::check_variable,
     git::Git,
+    interpreter::Contexts,
     process::Processes,
     proxy::Proxy,
     pty::Terminals,
@@ -31,7 +32,7 @@ use crate::{
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What this agent can do.
-const FEATURES: [Feature; 8] = [
+const FEATURES: [Feature; 10] = [
     Feature::Shell,
     Feature::Process,
     Feature::Execute,
@@ -40,6 +41,8 @@ const FEATURES: [Feature; 8] = [
     Feature::Files,
     Feature::Env,
     Feature::Git,
+    Feature::CodeRun,
+    Feature::Interpreter,
 ];
 
 /// How the agent was started.
@@ -99,6 +102,8 @@ pub(crate) struct Agent {
     pub(crate) usage: Usage,
     /// What is passed on to ports.
     pub(crate) proxy: Proxy,
+    /// Interpreter contexts of the compatible contract.
+    pub(crate) contexts: Contexts,
 }
 
 impl Agent {
@@ -161,6 +166,7 @@ impl Agent {
             terminals: Terminals::default(),
             usage,
             proxy: Proxy::default(),
+            contexts: Contexts::default(),
         })
     }
 
@@ -254,6 +260,15 @@ impl Agent {
         environment.variables = new;
         drop(environment);
         if changed { self.shells.renew_unused_default() } else { Ok(()) }
+    }
+
+    /// The directory that a request names, from the work directory on; that itself where it names none.
+    pub(crate) fn directory(&self, named: Option<&str>) -> String {
+        match named.filter(|named| !named.is_empty()) {
+            None => self.workdir.clone(),
+            Some(named) if named.starts_with('/') => named.to_owned(),
+            Some(named) => format!("{}/{named}", self.workdir),
+        }
     }
 
     /// Whom a new process must become; `None` by hand.

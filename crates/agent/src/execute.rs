@@ -1,6 +1,13 @@
 //! `POST /process/execute`: one command to its end, both streams in one text.
 
-use std::{os::fd::AsFd as _, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, BorrowedFd, RawFd},
+    path::Path,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Json, Router, extract::State, routing::post};
 use sandhaus_protocol::toolbox::{ExecuteReply, ExecuteRequest};
@@ -22,7 +29,7 @@ const READ_BYTES: usize = 32 * 1024;
 pub(crate) const ARGUMENT_BYTES_MAX: usize = 100 * 1024;
 
 /// Status of a command that could not be started.
-const NOT_STARTED: i32 = -1;
+pub(crate) const NOT_STARTED: i32 = -1;
 
 /// The shell for one-off commands and terminals: zsh or bash where the system lists one, else the environment's, else
 /// sh. Copies under `/usr/bin` are preferred.
@@ -69,6 +76,111 @@ impl Drop for Kill {
     }
 }
 
+/// A command that runs to its end, both of whose streams are one text.
+pub(crate) struct Shot<'a> {
+    /// Program and arguments.
+    pub(crate) argv: &'a [String],
+    /// Added to the environment.
+    pub(crate) envs: Option<BTreeMap<String, String>>,
+    /// Where it starts.
+    pub(crate) cwd: &'a str,
+    /// What it reads.
+    pub(crate) stdin: BorrowedFd<'a>,
+    /// What else it gets, and under which numbers.
+    pub(crate) descriptors: &'a [(BorrowedFd<'a>, RawFd)],
+    /// How long it may take.
+    pub(crate) limit: Option<Duration>,
+}
+
+/// How a [`Shot`] went.
+pub(crate) enum Outcome {
+    /// It ran.
+    Ended {
+        /// Its status.
+        exit_code: i32,
+        /// What it printed.
+        output: String,
+    },
+    /// There is no such program, or none that can be executed, or no such directory.
+    NotStarted(SpawnError),
+}
+
+impl Shot<'_> {
+    /// Runs it, and `beside` as long as it runs. A caller that goes away takes the command along.
+    pub(crate) async fn run(self, agent: &Arc<Agent>, beside: impl Future<Output = ()>) -> Result<Outcome> {
+        let mark = Family::new_mark();
+        let mut env = agent.environment();
+        env.extend(self.envs.unwrap_or_default());
+        env.insert(Family::MARK.to_owned(), mark.clone());
+        let (ours, theirs) = output_pipe()?;
+        let output = Channel::reading(ours)?;
+        let mut descriptors = vec![(self.stdin, 0), (theirs.as_fd(), 1), (theirs.as_fd(), 2)];
+        descriptors.extend(self.descriptors);
+        let child = agent.children.spawn(&Command {
+            argv: self.argv,
+            env: &env,
+            cwd: self.cwd,
+            descriptors: &descriptors,
+            session: Session::Own,
+            workload: agent.spawn_identity(),
+        });
+        drop(theirs);
+        let child = match child {
+            Ok(child) => child,
+            Err(error @ (SpawnError::Exhausted(_) | SpawnError::Failed(..) | SpawnError::Invalid(_))) => {
+                return Err(error.into());
+            }
+            Err(error @ (SpawnError::NotFound | SpawnError::NotExecutable(_) | SpawnError::Directory(_))) => {
+                return Ok(Outcome::NotStarted(error));
+            }
+        };
+        let family = Family { root: child.pid, mark };
+        let mut kill = Kill { agent: Arc::clone(agent), family: Some(family.clone()) };
+        let run = async {
+            let run = async {
+                let collected = collect(&output).await;
+                (collected, child.ended.await)
+            };
+            let mut run = pin!(run);
+            tokio::select! {
+                // What is beside may be dropped half-way: the command has ended.
+                ended = &mut run => ended,
+                () = beside => run.await,
+            }
+        };
+        let ended = match self.limit {
+            None => Ok(run.await),
+            Some(limit) => tokio::time::timeout(limit, run).await,
+        };
+        let Ok((collected, ending)) = ended else {
+            kill_family(agent, &family).await;
+            kill.family = None;
+            return Err(Error::execution_timeout());
+        };
+        kill.family = None;
+        let exit_code = ending.map_or(NOT_STARTED, |ending| ending.code());
+        Ok(Outcome::Ended { exit_code, output: text(collected) })
+    }
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// A time limit in seconds as the contract has it: none where it is absent or zero.
+pub(crate) fn time_limit(seconds: Option<i64>) -> Result<Option<Duration>> {
+    match u64::try_from(seconds.unwrap_or(0)) {
+        Ok(0) => Ok(None),
+        Ok(seconds) => Ok(Some(Duration::from_secs(seconds))),
+        Err(_) => Err(Error::invalid("timeout is negative")),
+    }
+}
+
+/// Checks the variables of a request.
+pub(crate) fn check_variables(envs: Option<&BTreeMap<String, String>>) -> Result<()> {
+    envs.into_iter().flat_map(BTreeMap::keys).try_for_each(|name| check_variable(name))
+}
+
 /// `POST /process/execute`.
 pub(crate) async fn execute(
     State(agent): State<Arc<Agent>>,
@@ -77,20 +189,8 @@ pub(crate) async fn execute(
     if request.command.trim().is_empty() {
         return Err(Error::invalid("command is required"));
     }
-    let timeout = match request.timeout.unwrap_or(0) {
-        0 => None,
-        seconds => match u64::try_from(seconds) {
-            Ok(seconds) => Some(Duration::from_secs(seconds)),
-            Err(_) => return Err(Error::invalid("timeout is negative")),
-        },
-    };
-    for name in request.envs.iter().flat_map(|envs| envs.keys()) {
-        check_variable(name)?;
-    }
-    let mark = Family::new_mark();
-    let mut env = agent.environment();
-    env.extend(request.envs.unwrap_or_default());
-    env.insert(Family::MARK.to_owned(), mark.clone());
+    let limit = time_limit(request.timeout)?;
+    check_variables(request.envs.as_ref())?;
     let shell = login_shell(&agent);
     // A longer text is the shell's standard input, as it cannot be an argument.
     let (argv, stdin) = if request.command.len() <= ARGUMENT_BYTES_MAX {
@@ -98,44 +198,18 @@ pub(crate) async fn execute(
     } else {
         (vec![shell], Script::new()?.into_readable(&[request.command.as_bytes()])?)
     };
-    let (ours, theirs) = output_pipe()?;
-    let output = Channel::reading(ours)?;
-    let child = agent.children.spawn(&Command {
+    let shot = Shot {
         argv: &argv,
-        env: &env,
-        cwd: request.cwd.as_deref().filter(|cwd| !cwd.is_empty()).unwrap_or(&agent.workdir),
-        descriptors: &[(stdin.as_fd(), 0), (theirs.as_fd(), 1), (theirs.as_fd(), 2)],
-        session: Session::Own,
-        workload: agent.spawn_identity(),
-    });
-    drop(theirs);
-    let child = match child {
-        Ok(child) => child,
-        Err(error @ (SpawnError::Exhausted(_) | SpawnError::Failed(..) | SpawnError::Invalid(_))) => {
-            return Err(error.into());
-        }
-        Err(error @ (SpawnError::NotFound | SpawnError::NotExecutable(_) | SpawnError::Directory(_))) => {
-            return Ok(Json(ExecuteReply { exit_code: NOT_STARTED, result: error.to_string() }));
-        }
+        envs: request.envs,
+        cwd: &agent.directory(request.cwd.as_deref()),
+        stdin: stdin.as_fd(),
+        descriptors: &[],
+        limit,
     };
-    let family = Family { root: child.pid, mark };
-    let mut kill = Kill { agent: Arc::clone(&agent), family: Some(family.clone()) };
-    let run = async {
-        let collected = collect(&output).await;
-        (collected, child.ended.await)
-    };
-    let ended = match timeout {
-        None => Ok(run.await),
-        Some(timeout) => tokio::time::timeout(timeout, run).await,
-    };
-    let Ok((collected, ending)) = ended else {
-        kill_family(&agent, &family).await;
-        kill.family = None;
-        return Err(Error::execution_timeout());
-    };
-    kill.family = None;
-    let exit_code = ending.map_or(NOT_STARTED, |ending| ending.code());
-    Ok(Json(ExecuteReply { exit_code, result: String::from_utf8_lossy(&collected).into_owned() }))
+    Ok(Json(match shot.run(&agent, std::future::pending()).await? {
+        Outcome::Ended { exit_code, output } => ExecuteReply { exit_code, result: output },
+        Outcome::NotStarted(error) => ExecuteReply { exit_code: NOT_STARTED, result: error.to_string() },
+    }))
 }
 
 /// Everything written until the last writer is gone, up to the limit.

@@ -22,8 +22,8 @@ use tokio::{
 use tower::Service as _;
 
 use crate::{
-    agent::Agent, desktop, error::Error, execute, files, guest::Guest, ports, process, proxy, pty, session,
-    shell, system,
+    agent::Agent, code_run, desktop, error::Error, execute, files, git, guest::Guest, interpreter, ports,
+    process, proxy, pty, session, shell, system,
 };
 
 /// Most connections at once; further ones wait to be accepted.
@@ -66,6 +66,8 @@ pub(crate) fn routes() -> Router<Arc<Agent>> {
         .merge(shell::routes())
         .merge(process::routes())
         .merge(execute::routes())
+        .merge(code_run::routes())
+        .merge(interpreter::routes())
         .merge(session::routes())
         .merge(pty::routes())
         .merge(files::routes())

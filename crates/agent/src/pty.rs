@@ -266,7 +266,7 @@ impl Terminals {
         }
         let pty = Arc::new(Pty {
             id: request.id.clone(),
-            cwd: request.cwd.filter(|cwd| !cwd.is_empty()).unwrap_or_else(|| agent.workdir.clone()),
+            cwd: agent.directory(request.cwd.as_deref()),
             envs,
             created_at: clock::now_rfc3339(),
             start,

@@ -90,6 +90,10 @@ pub enum Feature {
     Guest,
     /// Git (`/git`).
     Git,
+    /// Running code (`/process/code-run`).
+    CodeRun,
+    /// Interpreter contexts (`/process/interpreter`).
+    Interpreter,
     /// Anything a newer agent announces that this build does not know.
     #[serde(other)]
     Unknown,

@@ -5,16 +5,18 @@
 //! This crate knows no HTTP library, no runtime and no operating system: shapes, limits and the frame codec.
 //!
 //! Read in this order: [`hello`] (who is there), [`frame`] (how streams are framed), [`shell`] and [`process`]
-//! (what runs), [`files`], [`toolbox`] (the compatible types), [`boot`] (what the host hands to PID 1), [`guest`] and
-//! [`initramfs`] (virtual machines).
+//! (what runs), [`files`], [`toolbox`], [`code`] and [`interpreter`] (the compatible types), [`boot`] (what
+//! the host hands to PID 1), [`guest`] and [`initramfs`] (virtual machines).
 
 pub mod boot;
+pub mod code;
 pub mod files;
 pub mod frame;
 pub mod git;
 pub mod guest;
 pub mod hello;
 pub mod initramfs;
+pub mod interpreter;
 pub mod process;
 pub mod shell;
 pub mod system;
