@@ -32,7 +32,7 @@ const FLAGS: &[&str] = &["-Ctarget-feature=+crt-static", "-Crelocation-model=sta
 const FLAG_SEPARATOR: &str = "\u{1f}";
 
 /// What the agent is built from, relative to the workspace.
-const SOURCES: &[&str] = &["crates/agent", "crates/protocol", "Cargo.toml", "Cargo.lock"];
+const SOURCES: &[&str] = &["crates/agent", "crates/protocol", "crates/ssh", "Cargo.toml", "Cargo.lock"];
 
 /// Variables of the outer cargo that the inner one may see; every other `CARGO_…` one would change its build.
 const CARGO_KEPT: &[&str] = &["CARGO", "CARGO_HOME", "CARGO_MAKEFLAGS"];
