@@ -28,7 +28,7 @@ use crate::{
     dashboard::{self, Page},
     error::{ApiError, ApiResult, Failed, Subject},
     metrics::Metrics,
-    v1,
+    refusal, toolbox, v1,
 };
 
 /// Header that names a request in answers and logs.
@@ -178,6 +178,7 @@ fn documented() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(healthz))
         .routes(routes!(openapi_json))
         .routes(routes!(metrics))
+        .merge(toolbox::routes())
         .merge(v1::routes())
 }
 
@@ -204,7 +205,7 @@ async fn pass(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -
     let id = RequestId::of(request.headers());
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map(MatchedPath::as_str);
-    let method = request.method().clone();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let unread = Unread::watch(request.body_mut());
     let mut response = match edge.guard.admit(route, &method, request.uri(), request.headers()) {
         Ok(()) => {
@@ -216,7 +217,10 @@ async fn pass(State(edge): State<Arc<Edge>>, mut request: Request, next: Next) -
     let route = route.unwrap_or("unknown");
     if let Some(Failed(error)) = response.extensions_mut().remove::<Failed>() {
         error.log(id.as_str(), route);
-        response = error.render(id.as_str());
+        response = match route {
+            toolbox::ROUTE => refusal::answer(&error, id.as_str(), &method, &path),
+            _ => error.render(id.as_str()),
+        };
     }
     let taken = started.elapsed();
     edge.metrics.request(&method, route, response.status(), taken);

@@ -18,9 +18,11 @@ mod edge;
 mod error;
 mod metrics;
 mod proxy;
+mod refusal;
 mod runner;
 mod screen;
 mod server;
+mod toolbox;
 mod v1;
 
 pub use dashboard::{Asset, CookieTransport, Dashboard};

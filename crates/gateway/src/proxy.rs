@@ -5,7 +5,13 @@
 //! `/proxy/PORT/…` is the one part of the agent's API that the host serves itself: it connects to the port through the
 //! engine, so it works for whatever agent is inside.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -15,6 +21,7 @@ use axum::{
 use hyper::{body::Incoming, client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use sandhaus_sandbox::{Error, Kind, SandboxId, engine::GuestPort, toolbox::Toolbox};
+use tokio_util::io::InspectReader;
 
 use crate::{
     body::forward,
@@ -46,6 +53,9 @@ const PORT_PREFIX: &str = "/proxy/";
 
 /// How long a port may take to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often what was said on a connection is noted as use of the sandbox.
+const USE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Code of an answer that a port of a sandbox does not give.
 const BAD_GATEWAY: &str = "BAD_GATEWAY";
@@ -84,27 +94,51 @@ impl Target {
     }
 }
 
+/// Whether a request counts as use of the sandbox, which then lives on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It does, and so does what is said on a connection that comes of it.
+    Counted,
+    /// It does not.
+    Uncounted,
+}
+
+/// The sandbox that a request is for.
+struct Way<'a> {
+    edge: &'a Arc<Edge>,
+    id: &'a SandboxId,
+    counted: Use,
+}
+
 /// Passes a request on, and its answer back. The error is the domain's: the dialect says it in its own words.
 pub(crate) async fn pass(
     edge: &Arc<Edge>,
     id: &SandboxId,
     target: Target,
     request: Request,
+    counted: Use,
 ) -> Result<ApiResult<Response<Body>>, Error> {
     // A port is reached where the agent is: both want a sandbox that runs.
     let toolbox = edge.service.toolbox(id).await?;
-    if let Err(error) = edge.service.touch(id).await {
-        // It may end while it is used; whoever uses it learns that from the use itself.
-        tracing::debug!(sandbox = %id, error = %error, "use of a sandbox was not noted");
+    if counted == Use::Counted {
+        note_use(edge, id).await;
     }
+    let way = Way { edge, id, counted };
     match target {
-        Target::Agent(uri) => to_agent(edge, &toolbox, uri, request).await.map(Ok),
-        Target::Port(port, uri) => to_port(edge, id, port, uri, request).await,
+        Target::Agent(uri) => to_agent(&way, &toolbox, uri, request).await.map(Ok),
+        Target::Port(port, uri) => to_port(&way, port, uri, request).await,
+    }
+}
+
+/// Moves the sandbox's deadline. It may end while it is used; whoever uses it learns that from the use itself.
+async fn note_use(edge: &Edge, id: &SandboxId) {
+    if let Err(error) = edge.service.touch(id).await {
+        tracing::debug!(sandbox = %id, error = %error, "use of a sandbox was not noted");
     }
 }
 
 async fn to_agent(
-    edge: &Arc<Edge>,
+    way: &Way<'_>,
     toolbox: &Toolbox,
     uri: Uri,
     request: Request,
@@ -114,16 +148,16 @@ async fn to_agent(
         inner.headers_mut().remove(name);
     }
     let answer = toolbox.send(inner).await?;
-    Ok(outward(edge, near, answer))
+    Ok(outward(way, near, answer))
 }
 
 async fn to_port(
-    edge: &Arc<Edge>,
-    id: &SandboxId,
+    way: &Way<'_>,
     port: u16,
     uri: Uri,
     request: Request,
 ) -> Result<ApiResult<Response<Body>>, Error> {
+    let Way { edge, id, .. } = *way;
     let refused = |what: &str| {
         let message = format!("port {port} of the sandbox {what}");
         Ok(Err(ApiError::new(Kind::Unavailable, Subject::Request, message)
@@ -161,7 +195,7 @@ async fn to_port(
         drop(connection.with_upgrades().await);
     });
     match sender.send_request(inner).await {
-        Ok(answer) => Ok(Ok(outward(edge, near, answer))),
+        Ok(answer) => Ok(Ok(outward(way, near, answer))),
         Err(error) => {
             tracing::debug!(sandbox = %id, port, %error, "a port gave no answer");
             refused("gives no answer")
@@ -190,12 +224,12 @@ fn inward(uri: Uri, mut request: Request) -> (hyper::Request<sandhaus_sandbox::t
 }
 
 /// The answer as it goes back.
-fn outward(edge: &Arc<Edge>, near: Near, mut answer: Response<Incoming>) -> Response<Body> {
+fn outward(way: &Way<'_>, near: Near, mut answer: Response<Incoming>) -> Response<Body> {
     let switched = (answer.status() == StatusCode::SWITCHING_PROTOCOLS)
         .then(|| upgrade_name(answer.headers()))
         .flatten();
     if let (Some(near), Some(_)) = (near, &switched) {
-        join(edge, near, hyper::upgrade::on(&mut answer));
+        join(way, near, hyper::upgrade::on(&mut answer));
     }
     let (mut parts, body) = answer.into_parts();
     strip(&mut parts.headers);
@@ -235,13 +269,27 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Joins the two connections once both have changed protocol, until either side closes or the server ends.
-fn join(edge: &Arc<Edge>, near: OnUpgrade, far: OnUpgrade) {
+/// Joins the two connections once both have changed protocol, until either side closes or the server ends. What is said
+/// on them is use of the sandbox, if the request was.
+fn join(way: &Way<'_>, near: OnUpgrade, far: OnUpgrade) {
+    let (edge, id, counted) = (Arc::clone(way.edge), way.id.clone(), way.counted);
     let ending = edge.ending.clone();
-    edge.upgraded.spawn(async move {
+    way.edge.upgraded.spawn(async move {
+        let spoken = AtomicBool::new(false);
+        let noted = |stream| InspectReader::new(stream, |_: &[u8]| spoken.store(true, Ordering::Relaxed));
         let joined = async {
             let (near, far) = tokio::try_join!(near, far).map_err(std::io::Error::other)?;
-            tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut TokioIo::new(far)).await
+            let (mut near, mut far) = (noted(TokioIo::new(near)), noted(TokioIo::new(far)));
+            tokio::io::copy_bidirectional(&mut near, &mut far).await
+        };
+        let counting = async {
+            let mut ticks = tokio::time::interval(USE_INTERVAL);
+            loop {
+                ticks.tick().await;
+                if counted == Use::Counted && spoken.swap(false, Ordering::Relaxed) {
+                    note_use(&edge, &id).await;
+                }
+            }
         };
         // Cancel-safe: whichever wins, both connections are dropped with it.
         tokio::select! {
@@ -249,6 +297,7 @@ fn join(edge: &Arc<Edge>, near: OnUpgrade, far: OnUpgrade) {
                 tracing::debug!(error = %error, "an upgraded connection ended");
             },
             () = ending.cancelled() => {}
+            () = counting => {}
         }
     });
 }

@@ -195,6 +195,11 @@ impl Handle {
         self.published.borrow().phase
     }
 
+    /// What it is to become, or has.
+    pub(crate) fn goal(&self) -> Goal {
+        self.published.borrow().sandbox.goal
+    }
+
     /// Nobody's, and waiting for an owner.
     pub(crate) fn is_idle(&self) -> bool {
         self.published.borrow().sandbox.tenancy == Tenancy::Idle

@@ -497,6 +497,15 @@ impl Service {
         self.ask(&handle, goal).await
     }
 
+    /// Brings a suspended sandbox, or one that is about to be suspended, back to where it was. Any other is left as it is.
+    pub async fn wake(&self, id: &SandboxId) -> Result<()> {
+        let handle = self.live(id).await?;
+        if handle.goal() == Goal::Suspended {
+            self.set_goal(id, Goal::Running).await?;
+        }
+        Ok(())
+    }
+
     /// Marks a use: the deadline moves to at least now + the sandbox's own time to live, never back.
     pub async fn touch(&self, id: &SandboxId) -> Result<()> {
         let handle = self.live(id).await?;

@@ -19,9 +19,12 @@ use super::{
     find::{required, snapshot_name},
     json::{Json, sentence},
     snapshots::{copy_to_store, to_the_end},
-    wire::{CreateBackupDto, ErrorResponse},
+    wire::CreateBackupDto,
 };
-use crate::error::{ApiError, ApiResult, Subject};
+use crate::{
+    error::{ApiError, ApiResult, Subject},
+    refusal::ErrorResponse,
+};
 
 /// Copies a sandbox's disk to the store, in the background: its info tells how that goes.
 #[utoipa::path(post, path = "/sandboxes/{sandboxId}/backup", tag = "sandboxes", params(("sandboxId" = String, Path)), request_body = CreateBackupDto, responses(

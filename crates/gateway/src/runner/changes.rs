@@ -14,11 +14,12 @@ use super::{
     find::{problem, required, unsupported},
     json::{Json, answer, sentence},
     sandboxes::{bytes, cores},
-    wire::{
-        ErrorResponse, IsRecoverable, IsRecoverableDto, NetworkSettings, RecoverSandboxDto, ResizeSandboxDto,
-    },
+    wire::{IsRecoverable, IsRecoverableDto, NetworkSettings, RecoverSandboxDto, ResizeSandboxDto},
 };
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    error::{ApiError, ApiResult},
+    refusal::ErrorResponse,
+};
 
 /// What of an error's text tells that a disk is full.
 const FULL_DISK: [&str; 3] = ["no space left on device", "storage limit", "disk quota exceeded"];

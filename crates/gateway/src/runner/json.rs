@@ -6,26 +6,21 @@ use std::time::Duration;
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, Request},
-    http::{HeaderValue, Method, Response, StatusCode, header},
+    http::{HeaderValue, Response, StatusCode, header},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::wire::ErrorResponse;
-use crate::error::{ApiError, ApiResult};
+use crate::{
+    error::{ApiError, ApiResult},
+    refusal::INVALID_BODY,
+};
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Largest body.
 const BODY_BYTES_MAX: usize = 2 << 20;
-
-/// Seconds after which a refusal for lack of room is worth another try.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
-
-/// Code of a body that cannot be read.
-const INVALID_BODY: &str = "INVALID_REQUEST_BODY";
 
 /// A body that must be there.
 pub(super) struct Json<T>(pub(super) T);
@@ -102,39 +97,4 @@ pub(super) fn answer(status: StatusCode, value: &impl Serialize) -> Response<Bod
 /// An answer of one sentence.
 pub(super) fn sentence(status: StatusCode, words: &str) -> Response<Body> {
     answer(status, &words)
-}
-
-/// The answer to what failed.
-pub(super) fn refusal(error: &ApiError, request_id: &str, method: &Method, path: &str) -> Response<Body> {
-    let status = error.status();
-    let body = ErrorResponse {
-        status_code: status.as_u16(),
-        message: error.public_message(request_id),
-        code: code(status, error.code()).to_owned(),
-        timestamp: Timestamp::now().to_string(),
-        path: path.to_owned(),
-        method: method.to_string(),
-    };
-    let mut response = answer(status, &body);
-    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
-    }
-    response
-}
-
-/// The word of this dialect: by status, but for what has a word of its own.
-fn code(status: StatusCode, own: &'static str) -> &'static str {
-    match status {
-        _ if own == INVALID_BODY => INVALID_BODY,
-        StatusCode::BAD_REQUEST => "BAD_REQUEST",
-        StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
-        StatusCode::FORBIDDEN => "FORBIDDEN",
-        StatusCode::NOT_FOUND => "NOT_FOUND",
-        StatusCode::CONFLICT => "CONFLICT",
-        StatusCode::GONE => "GONE",
-        StatusCode::UNPROCESSABLE_ENTITY => "UNPROCESSABLE_ENTITY",
-        StatusCode::GATEWAY_TIMEOUT => "GATEWAY_TIMEOUT",
-        StatusCode::INTERNAL_SERVER_ERROR => "INTERNAL_SERVER_ERROR",
-        _ => own,
-    }
 }

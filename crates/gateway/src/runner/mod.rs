@@ -24,7 +24,7 @@ use crate::{
     body::Unread,
     edge::{Edge, REQUEST_ID, RequestId},
     error::{ApiError, Failed, Subject},
-    server,
+    refusal, server,
 };
 
 mod backups;
@@ -196,7 +196,7 @@ async fn pass(State(runner): State<Arc<Runner>>, mut request: Request, next: Nex
     let route = route.unwrap_or("unknown");
     if let Some(Failed(error)) = response.extensions_mut().remove::<Failed>() {
         error.log(id.as_str(), route);
-        response = json::refusal(&error, id.as_str(), &method, &path);
+        response = refusal::answer(&error, id.as_str(), &method, &path);
     }
     let taken = started.elapsed();
     runner.edge.metrics.request(&method, route, response.status(), taken);

@@ -19,9 +19,12 @@ use super::{
     changes::{is_recoverable_reason, network_policy},
     find::{OWNER, RunnerId, given, image_name, labels, problem, required, unsupported},
     json::{Ignored, Json, Optional, answer, sentence},
-    wire::{CreateSandboxDto, ErrorResponse, SandboxInfo, Started, StopSandboxDto},
+    wire::{CreateSandboxDto, SandboxInfo, Started, StopSandboxDto},
 };
-use crate::error::{ApiError, ApiResult, Subject};
+use crate::{
+    error::{ApiError, ApiResult, Subject},
+    refusal::ErrorResponse,
+};
 
 /// Amounts of memory and disk from here on are MiB, below GiB: both are sent for the same field.
 const MEBIBYTES_FROM: i64 = 256;

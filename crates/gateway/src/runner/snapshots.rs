@@ -21,12 +21,15 @@ use super::{
     find::{given, image_name, problem, required, snapshot_name, unsupported},
     json::{Ignored, Json, answer, sentence},
     wire::{
-        BuildSnapshotDto, CreateSnapshotDto, CreatedSnapshot, ErrorResponse, InspectSnapshotDto,
-        PullSnapshotDto, PushSnapshotDto, PushedSnapshot, Registry, SnapshotDigest, SnapshotExists,
-        SnapshotFromSandboxDto, SnapshotInfo, TagImageDto,
+        BuildSnapshotDto, CreateSnapshotDto, CreatedSnapshot, InspectSnapshotDto, PullSnapshotDto,
+        PushSnapshotDto, PushedSnapshot, Registry, SnapshotDigest, SnapshotExists, SnapshotFromSandboxDto,
+        SnapshotInfo, TagImageDto,
     },
 };
-use crate::error::{ApiError, ApiResult, Subject};
+use crate::{
+    error::{ApiError, ApiResult, Subject},
+    refusal::ErrorResponse,
+};
 
 /// Bytes in what callers call a GB.
 const GIGABYTE: f64 = 1_073_741_824.0;

@@ -8,10 +8,11 @@ use axum::{
     http::Response,
 };
 
-use super::{Runner, find::problem, wire::ErrorResponse};
+use super::{Runner, find::problem};
 use crate::{
     error::{ApiError, ApiResult},
-    proxy::{self, Target},
+    proxy::{self, Target, Use},
+    refusal::ErrorResponse,
 };
 
 /// Slashes of `/sandboxes/ID/toolbox`; the next one begins the path inside.
@@ -74,7 +75,7 @@ async fn pass(
     let id = parameters.iter().find_map(|(name, value)| (name == "sandboxId").then_some(value));
     let view = runner.live(id.ok_or_else(|| ApiError::invalid("bad request: no sandbox is named"))?).await?;
     let target = Target::behind(request.uri(), slashes)?;
-    match proxy::pass(&runner.edge, &view.sandbox.id, target, request).await {
+    match proxy::pass(&runner.edge, &view.sandbox.id, target, request, Use::Counted).await {
         Ok(answer) => answer,
         Err(error) => Err(problem(error)),
     }

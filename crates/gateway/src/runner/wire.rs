@@ -6,24 +6,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The body of every answer that is not a success.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ErrorResponse {
-    /// The answer's status again.
-    pub(super) status_code: u16,
-    /// What happened, in words.
-    pub(super) message: String,
-    /// The same in one word.
-    pub(super) code: String,
-    /// When, RFC 3339.
-    pub(super) timestamp: String,
-    /// The path that was asked for.
-    pub(super) path: String,
-    /// The method.
-    pub(super) method: String,
-}
-
 /// `GET /`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {

@@ -13,7 +13,7 @@ use super::{SessionPath, sessions::session_error};
 use crate::{
     edge::Edge,
     error::ApiResult,
-    proxy::{self, Target},
+    proxy::{self, Target, Use},
 };
 
 /// Slashes of `/v1/sessions/ID/toolbox`; the next one begins the agent's path.
@@ -39,7 +39,7 @@ pub(super) async fn proxy(
     request: Request,
 ) -> ApiResult<Response<Body>> {
     let target = Target::behind(request.uri(), SLASHES)?;
-    match proxy::pass(&edge, &id, target, request).await {
+    match proxy::pass(&edge, &id, target, request, Use::Counted).await {
         Ok(answer) => answer,
         Err(error) => Err(session_error(&edge, &id, error).await),
     }

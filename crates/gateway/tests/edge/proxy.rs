@@ -73,3 +73,44 @@ async fn nothing_passes_without_a_running_session() {
         assert_eq!(answer.status.as_u16(), status, "{id}");
     }
 }
+
+#[tokio::test]
+async fn where_compatible_clients_look_for_it_it_is_the_same_in_their_words() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    let inner = "process/a%2Fb//c?x=%20&y=1+2";
+    let response = edge.send(Method::PATCH, &format!("/toolbox/{id}/{inner}"), &[], "the body").await;
+    assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
+    let echo = response.into_body().collect().await.unwrap().to_bytes();
+    let head = format!("PATCH /{inner}\n");
+    assert!(echo.starts_with(head.as_bytes()), "{echo:?}");
+
+    for (path, status, code) in [
+        ("/toolbox/00000000-000/version".to_owned(), 404, "NOT_FOUND"),
+        ("/toolbox/../version".to_owned(), 400, "BAD_REQUEST"),
+        (format!("/toolbox/{id}/proxy/0/"), 400, "BAD_REQUEST"),
+        (format!("/toolbox/{id}/sandhaus/hello"), 403, "FORBIDDEN"),
+    ] {
+        let answer = edge.call(Method::GET, &path, "").await;
+        let body = answer.json();
+        assert_eq!((answer.status.as_u16(), body["code"].as_str()), (status, Some(code)), "{path}");
+        assert_eq!((body["statusCode"].as_u64(), body["method"].as_str()), (Some(status.into()), Some("GET")));
+        assert_eq!(body["path"], path.as_str());
+    }
+}
+
+#[tokio::test]
+async fn a_suspended_session_wakes_up_for_its_toolbox() {
+    let edge = Edge::start().await;
+    let id = edge.session().await;
+    edge.client.suspend(&id).await.unwrap();
+    let native = edge.call(Method::GET, &format!("/v1/sessions/{id}/toolbox/version"), "").await;
+    assert_eq!(native.status, StatusCode::CONFLICT);
+    let answer = edge.call(Method::GET, &format!("/toolbox/{id}/version"), "").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(edge.client.get(&id).await.unwrap().status, "running");
+    // What was stopped on purpose stays so.
+    edge.client.stop(&id).await.unwrap();
+    let answer = edge.call(Method::GET, &format!("/toolbox/{id}/version"), "").await;
+    assert_eq!(answer.status, StatusCode::CONFLICT);
+}

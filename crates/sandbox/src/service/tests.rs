@@ -182,6 +182,15 @@ async fn pause_and_suspend_come_back() {
     assert_eq!(view.sandbox.holdings, Holdings { disk: Some(Generation(2)), ..Holdings::default() });
     assert!(!image.exists(), "a retired image goes");
 
+    service.wake(&id).await.expect("it runs as it is");
+    service.set_goal(&id, Goal::Suspended).await.expect("suspended");
+    service.wake(&id).await.expect("restored");
+    service.toolbox(&id).await.expect("it runs");
+    service.set_goal(&id, Goal::Stopped).await.expect("stopped");
+    service.wake(&id).await.expect("nothing to do");
+    assert_eq!(service.get(&id).await.expect("there").status.phase, Phase::Stopped);
+    service.set_goal(&id, Goal::Running).await.expect("runs");
+
     service.set_goal(&id, Goal::Suspended).await.expect("suspended");
     service.delete(&id).await.expect("deleted");
     assert!(!image.exists());
