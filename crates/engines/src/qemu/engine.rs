@@ -30,7 +30,7 @@ use super::{
     disk::Disks,
     probe::{Knowledge, MEMORY_SNAPSHOT_VERSION, Probe},
     qmp::{QmpError, Status},
-    spawn,
+    restore, spawn,
     start::{self, MachineRecord, START_MAX},
     steps::{Moment, StopStep, hit, pass},
 };
@@ -85,6 +85,8 @@ pub(super) struct Inner {
     pub(super) machines: Arc<Machines>,
     pub(super) channels: Mutex<HashMap<MachineName, Arc<Channel>>>,
     turns: Turns,
+    /// The turn to read memory images that nobody has vouched for.
+    reading: Mutex<()>,
 }
 
 impl QemuEngine {
@@ -187,6 +189,9 @@ impl Engine for QemuEngine {
         self.blocking(move |inner| {
             start::check(&spec)?;
             net::check_guest_policy(&spec.network, &inner.config.network)?;
+            if let Some(snapshot) = &spec.snapshot {
+                restore::find_whole(snapshot, &inner.reading)?;
+            }
             inner.disks.materialize(&spec)
         })
     }
@@ -345,6 +350,7 @@ impl Inner {
             machines,
             channels: Mutex::default(),
             turns: Turns::default(),
+            reading: Mutex::default(),
             config,
         })
     }

@@ -1,6 +1,12 @@
 //! Memory images to go on from: found whole, found to fit, then loaded into a machine that waits for it.
 
-use std::{fs::File, os::fd::AsFd as _, path::Path, time::Duration};
+use std::{
+    fs::File,
+    os::fd::AsFd as _,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustix::process::Pid;
 use sandhaus_sandbox::engine::{EngineError, EngineResult};
@@ -51,7 +57,7 @@ impl Image {
         if image.machine.memory.is_some() != image.machine.form.maps_memory() {
             return Err(damaged(MEMORY));
         }
-        let seen = Trust::of(&image_files(directory).map_err(host)?).map_err(host)?;
+        let seen = seen_in(directory)?;
         if noted.as_ref() == Some(&seen) {
             return Ok(image);
         }
@@ -111,6 +117,22 @@ impl Image {
     }
 }
 
+/// Has the memory image of a snapshot, if it has one, read once for all that are made of it: what is noted beside it goes
+/// along with it, where each of them would have to read all of it after a restart of the host. Those who come meanwhile
+/// wait for `turn`.
+pub(super) fn find_whole(snapshot: &Path, turn: &Mutex<()>) -> EngineResult<()> {
+    if Manifest::read(snapshot)?.machine.is_none() || Trust::noted(snapshot) == Some(seen_in(snapshot)?) {
+        return Ok(());
+    }
+    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    Image::open(snapshot).map(drop)
+}
+
+fn seen_in(directory: &Path) -> EngineResult<Trust> {
+    let seen = image_files(directory).and_then(|files| Trust::of(&files));
+    seen.map_err(|error| EngineError::host("open memory image", error))
+}
+
 fn check_file(name: &'static str, sums: &Sums, file: &File) -> EngineResult<()> {
     match sums.fit(file) {
         Ok(true) => Ok(()),
@@ -122,4 +144,70 @@ fn check_file(name: &'static str, sums: &Sums, file: &File) -> EngineResult<()> 
 /// A file that is not what was written.
 pub(super) fn damaged(name: &str) -> EngineError {
     EngineError::Invalid(format!("{name} of the snapshot is missing or damaged"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Accelerator,
+            arguments::Hardware,
+            manifest::{Form, QemuVersion},
+        },
+        *,
+    };
+
+    /// A snapshot of a machine that never was.
+    fn snapshot(directory: &Path) {
+        let write = |name: &str, content: &[u8]| {
+            fs_err::write(directory.join(name), content).expect("written");
+            let file = fs_err::File::open(directory.join(name)).expect("opened").into_file();
+            Sums::of(&file).expect("summed up")
+        };
+        let machine = Machine {
+            qemu: QemuVersion { major: 10, minor: 0, micro: 2 },
+            hardware: Hardware {
+                machine: "pc-q35-10.0".to_owned(),
+                cpu: "Nehalem".to_owned(),
+                accelerator: Accelerator::Tcg,
+                cpus: 1,
+                memory_mib: 64,
+            },
+            devices: String::new(),
+            form: Form::IgnoreShared,
+            state: write(STATE, b"state"),
+            memory: Some(write(MEMORY, b"memory")),
+            video: None,
+            video_blocks: Vec::new(),
+        };
+        Manifest::new(Some(machine), None).write(directory).expect("written");
+    }
+
+    #[test]
+    fn an_image_is_read_once_for_all_that_are_made_of_it() {
+        let (original, copy) = (tempfile::tempdir().expect("made"), tempfile::tempdir().expect("made"));
+        let (original, copy) = (original.path(), copy.path());
+        let turn = Mutex::default();
+        snapshot(original);
+        assert_eq!(Trust::noted(original), None);
+        find_whole(original, &turn).expect("whole");
+        for entry in fs_err::read_dir(original).expect("listed") {
+            let entry = entry.expect("listed");
+            fs_err::hard_link(entry.path(), copy.join(entry.file_name())).expect("linked");
+        }
+        let seen = seen_in(copy).expect("looked at");
+        assert_eq!(Trust::noted(copy), Some(seen), "nothing of the copy has to be read again");
+        find_whole(original, &turn).expect("whole still");
+    }
+
+    #[test]
+    fn what_is_damaged_is_found_before_anything_is_made_of_it() {
+        let directory = tempfile::tempdir().expect("made");
+        let directory = directory.path();
+        snapshot(directory);
+        fs_err::write(directory.join(MEMORY), b"memorY").expect("written");
+        let found = find_whole(directory, &Mutex::default());
+        assert!(matches!(found, Err(EngineError::Invalid(_))), "{found:?}");
+        assert_eq!(Trust::noted(directory), None);
+    }
 }
