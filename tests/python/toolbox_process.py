@@ -202,18 +202,20 @@ def test_contexts(interpreter):
         assert context.id in [one.id for one in interpreter.list_contexts()]
         assert interpreter.run_code("import os; z = 1; print(os.getcwd())", context=context).stdout == "/usr\n"
         assert interpreter.run_code("print('z' in globals())").stdout == "False\n"
-        # One after another, in the order in which they came.
-        many = [
-            threading.Thread(
-                target=interpreter.run_code, args=(f"z = z * 2 + {n % 2}",), kwargs={"context": context}
-            )
-            for n in range(4)
-        ]
+        # One after another, never two at once.
+        alone = "import time; assert not globals().get('busy'); busy = 1; time.sleep(0.05); busy = 0; z += 1"
+        errors = []
+
+        def run():
+            errors.append(interpreter.run_code(alone, context=context).error)
+
+        many = [threading.Thread(target=run) for _ in range(4)]
         for one in many:
             one.start()
         for one in many:
             one.join()
-        assert 16 <= int(interpreter.run_code("print(z)", context=context).stdout) < 32
+        assert errors == [None] * 4
+        assert interpreter.run_code("print(z)", context=context).stdout == "5\n"
     finally:
         interpreter.delete_context(context)
     with pytest.raises(DaytonaError, match="not found"):

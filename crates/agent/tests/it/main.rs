@@ -1,6 +1,7 @@
 //! The agent as its users see it: the real executable behind its socket, by hand and as PID 1.
 #![expect(clippy::print_stderr, reason = "a test that cannot run on this machine says so")]
 
+mod code;
 mod files;
 mod guest;
 mod init;
@@ -9,6 +10,7 @@ mod process;
 mod proxy;
 mod script;
 mod shell;
+mod socket;
 mod support;
 mod system;
 mod toolbox;

@@ -1,13 +1,16 @@
 //! The compatible process routes: execute, sessions, terminals.
 
-use std::io::{BufReader, Read as _, Write as _};
+use std::io::Write as _;
 
 use sandhaus_protocol::toolbox::{
     ExecuteReply, PtyListReply, PtySessionInfo, Session, SessionExecuteReply, SessionLogs,
 };
 use serde_json::{Value, json};
 
-use crate::support::{Agent, Reply, Wire, eventually};
+use crate::{
+    socket::Socket,
+    support::{Agent, Reply, eventually},
+};
 
 const NEWEST: [(&str, &str); 2] =
     [("content-type", "application/json"), ("x-daytona-sdk-version", "0.226.1")];
@@ -142,69 +145,6 @@ fn commands_in_the_background_take_input_and_can_be_followed() {
     assert_eq!(agent.delete("/process/session/s").status, 204);
     assert_eq!(agent.descendants_with("sleep 1234"), [0_u32; 0]);
     assert_eq!(agent.get("/process/session/s").status, 404);
-}
-
-/// A WebSocket as far as these tests need one.
-struct Socket(BufReader<Wire>);
-
-impl Socket {
-    fn connect(agent: &Agent, target: &str, protocols: &str) -> Result<(Self, Option<String>), u16> {
-        let mut headers = vec![
-            ("connection", "upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-version", "13"),
-            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
-        ];
-        if !protocols.is_empty() {
-            headers.push(("sec-websocket-protocol", protocols));
-        }
-        let answer = agent.send("GET", target, &headers, b"");
-        if answer.status != 101 {
-            return Err(answer.status);
-        }
-        assert_eq!(answer.headers["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        let protocol = answer.headers.get("sec-websocket-protocol").cloned();
-        Ok((Self(answer.into_stream()), protocol))
-    }
-
-    fn send(&mut self, text: &str) {
-        let length = u8::try_from(text.len()).expect("short");
-        assert!(length < 126);
-        let mut frame = vec![0x81, 0x80 | length, 0, 0, 0, 0];
-        frame.extend_from_slice(text.as_bytes());
-        self.0.get_mut().write_all(&frame).expect("send a frame");
-    }
-
-    /// Kind and content of the next frame.
-    fn receive(&mut self) -> (u8, Vec<u8>) {
-        let mut head = [0; 2];
-        self.0.read_exact(&mut head).expect("a frame");
-        let length = match head[1] {
-            126 => {
-                let mut length = [0; 2];
-                self.0.read_exact(&mut length).expect("a length");
-                usize::from(u16::from_be_bytes(length))
-            }
-            127 => panic!("frames are smaller here"),
-            length => usize::from(length),
-        };
-        let mut content = vec![0; length];
-        self.0.read_exact(&mut content).expect("the content");
-        (head[0] & 0x0f, content)
-    }
-
-    /// Everything binary until the close frame: that, the texts, and the close frame's content.
-    fn finish(mut self) -> (Vec<u8>, Vec<Value>, Vec<u8>) {
-        let (mut bytes, mut texts) = (Vec::new(), Vec::new());
-        loop {
-            match self.receive() {
-                (1, text) => texts.push(serde_json::from_slice(&text).expect("JSON")),
-                (2, content) => bytes.extend_from_slice(&content),
-                (8, content) => return (bytes, texts, content),
-                _ => {}
-            }
-        }
-    }
 }
 
 #[test]
