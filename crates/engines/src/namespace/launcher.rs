@@ -25,7 +25,10 @@ use rustix::{
     thread::LinkNameSpaceType,
 };
 
-use sandhaus_sandbox::types::{WORKLOAD_ID, WORKSPACE_ID_BASE};
+use sandhaus_sandbox::{
+    fault,
+    types::{WORKLOAD_ID, WORKSPACE_ID_BASE},
+};
 
 use super::{
     child::{self, Birth, Masked, Word},
@@ -273,6 +276,9 @@ impl Launcher {
         let (pid, pidfd, socket) = pass(LaunchStep::Clone, || self.clone_child(&request, descriptors))?;
         let gifts = self.prepare(&request, &disk, workspace, pid).and_then(|gifts| {
             let gifts: Vec<BorrowedFd<'_>> = gifts.iter().map(AsFd::as_fd).collect();
+            if fault::is_armed() {
+                accompany(&socket).map_err(|cause| about(LaunchStep::Send, None, cause))?;
+            }
             pass(LaunchStep::Send, || wire::send(&socket, &[0], &gifts, SendFlags::empty()))
         });
         if let Err(trouble) = gifts {
@@ -378,6 +384,24 @@ impl Building {
             errno,
             subject: subject.and_then(|index| targets.get(usize::from(index)).cloned()),
         });
+    }
+}
+
+/// Passes the fault points of a child until it waits for what it is given: a child takes whatever comes while it stands at
+/// a point for the word to go on.
+fn accompany(socket: &OwnedFd) -> io::Result<()> {
+    loop {
+        let mut word = [0; 16];
+        let (bytes, _) = rustix::net::recv(socket, &mut word[..], RecvFlags::empty())?;
+        let Some(Word::At(step, moment)) = Word::decode(&word[..bytes]) else {
+            // It has come to its end, by itself or because it was made to.
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        steps::hit(step, moment);
+        rustix::net::send(socket, &[0], SendFlags::NOSIGNAL)?;
+        if (step, moment) == (ChildStep::Receive, Moment::Before) {
+            return Ok(());
+        }
     }
 }
 
