@@ -26,6 +26,14 @@ use crate::steps::pass;
 /// machine remembers and nobody else does.
 const PICK_UP: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
 
+/// How often a connection that this side has closed is tried to be brought to its end. A guest that was ended answers
+/// nothing any more, and a connection into it keeps its namespace until nobody tries; one that stands still for a moment is to
+/// find all that was sent to it.
+const END_ATTEMPTS: &str = "/proc/sys/net/ipv4/tcp_orphan_retries";
+
+/// Some six seconds, where the kernel's own choice comes to about two minutes.
+const END_ATTEMPTS_MAX: &[u8] = b"4";
+
 /// A guest's network, ready for the program that runs the guest.
 #[derive(Debug)]
 pub(crate) struct Guest {
@@ -190,9 +198,9 @@ pub(super) fn fit_out(
         inside::within(home, &namespace.namespace, || {
             guard::write()?;
             // Without it connections of a copied machine may live on, but nobody answers them.
-            if let Ok(mut file) = fs_err::OpenOptions::new().write(true).open(PICK_UP) {
-                let _ = file.write_all(b"0");
-            }
+            set(PICK_UP, b"0");
+            // Without it the namespace is there for longer, that is all.
+            set(END_ATTEMPTS, END_ATTEMPTS_MAX);
             Ok(())
         })?;
         let link = routes.link(TAP)?.ok_or(io::ErrorKind::NotFound)?;
@@ -201,6 +209,13 @@ pub(super) fn fit_out(
     .map_err(host("set up network of virtual machine"))?;
     namespace.tap = Some(tap);
     Ok(())
+}
+
+/// Sets what not every kernel has.
+fn set(path: &str, value: &[u8]) {
+    if let Ok(mut file) = fs_err::OpenOptions::new().write(true).open(path) {
+        let _ = file.write_all(value);
+    }
 }
 
 fn tap_failure(error: io::Error) -> EngineError {

@@ -270,13 +270,21 @@ impl Host {
     pub(super) fn release(&mut self, interface: &str) {
         let released = pass(NetworkStep::Release, || {
             self.members.remove(interface);
-            match &self.table {
-                Some(table) => table.filter.forget(interface),
-                None => Ok(()),
+            if let Some(table) = &self.table {
+                table.filter.forget(interface)?;
+            }
+            match self.tenants {
+                // Its namespace is gone with it, and takes the interface along.
+                Tenants::Processes => Ok(()),
+                // What this server said to the guest last may have no answer, and keeps the namespace for some time.
+                Tenants::Guests => match self.routes.link(interface)? {
+                    Some(link) => self.routes.remove(link.index),
+                    None => Ok(()),
+                },
             }
         });
         if let Err(error) = released {
-            tracing::warn!(%error, interface, "cannot forget a machine's filter; the next server will");
+            tracing::warn!(%error, interface, "cannot let go of a machine's place; the next server will");
         }
     }
 

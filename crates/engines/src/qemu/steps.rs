@@ -44,4 +44,5 @@ pub(super) fn fault_points() -> impl Iterator<Item = String> {
         .chain(points_of(CaptureStep::ALL))
         .chain(points_of(PackStep::ALL))
         .chain(crate::net::guest_fault_points())
+        .chain(crate::net::fault_points())
 }
