@@ -1,6 +1,7 @@
 //! The file routes: [`self`] for what is small, [`transfer`] for contents in and out, [`multipart`] for many at once,
-//! [`search`] for looking into them. All work on files happens on threads that have the workload's rights.
+//! [`form`] for how those come, [`search`] for looking into them. All work on files happens on threads that have the workload's rights.
 
+mod form;
 mod multipart;
 mod search;
 mod transfer;

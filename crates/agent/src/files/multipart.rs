@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Target,
+    form::{Form, boundary},
     transfer::{Source, read_chunk, receive},
     work,
 };
@@ -32,14 +33,11 @@ const DOWNLOAD_BOUNDARY: &str = "DAYTONA-FILE-BOUNDARY";
 /// Most files in one bulk call.
 const FILES_MAX: usize = 10_000;
 
+/// Characters of a field's name that are shown.
+const NAME_CHARS_SHOWN: usize = 80;
+
 /// Chunks of a bulk download that are read ahead.
 const AHEAD: usize = 2;
-
-/// The boundary of a form, if the request is one.
-pub(crate) fn boundary(headers: &HeaderMap) -> Option<String> {
-    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-    multer::parse_boundary(content_type).ok()
-}
 
 /// A Content-Disposition for a file name in any script: a plain form for old readers, an encoded one for the rest.
 pub(crate) fn disposition(kind: &str, field: Option<&str>, name: &str) -> String {
@@ -66,46 +64,62 @@ pub(crate) fn disposition(kind: &str, field: Option<&str>, name: &str) -> String
     text
 }
 
-fn form(body: Body, boundary: &str) -> multer::Multipart<'static> {
-    multer::Multipart::new(body.into_data_stream(), boundary)
-}
-
-fn malformed(error: &multer::Error) -> Error {
-    Error::invalid(format_args!("the form is malformed: {error}"))
-}
-
 /// Stores the field `file` of a form at `target`.
-pub(crate) async fn receive_field(
+pub(super) async fn receive_field(
     agent: &Arc<Agent>,
     target: Target,
     body: Body,
     boundary: &str,
 ) -> Result<u64> {
-    let mut form = form(body, boundary);
-    while let Some(mut field) = form.next_field().await.map_err(|error| malformed(&error))? {
-        if field.name() == Some("file") {
-            return receive(agent, target, Source::Field(&mut field)).await;
+    let mut form = Form::new(body, boundary);
+    let received = async {
+        while let Some(name) = form.next_part().await? {
+            if name == "file" {
+                return receive(agent, target, Source::Part(&mut form)).await;
+            }
         }
-    }
-    Err(Error::invalid("the form has no field named file"))
+        Err(Error::invalid("the form has no field named file"))
+    };
+    let received = received.await;
+    form.drain().await;
+    received
 }
 
 /// A path given as a field of a form.
-async fn read_path(field: &mut multer::Field<'static>) -> Result<String> {
+async fn read_path(form: &mut Form) -> Result<String> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = field.chunk().await.map_err(|error| malformed(&error))? {
-        if bytes.len() + chunk.len() > PATH_BYTES_MAX {
+    while let Some(piece) = form.next_content().await? {
+        if bytes.len() + piece.len() > PATH_BYTES_MAX {
             return Err(Error::invalid_path(format_args!("a path has 1 to {PATH_BYTES_MAX} bytes")));
         }
-        bytes.extend_from_slice(&chunk);
+        bytes.extend_from_slice(&piece);
     }
     String::from_utf8(bytes).map_err(|_| Error::invalid_path("the path is not UTF-8"))
 }
 
-/// The index and the kind of a field `files[3].path`.
-fn parse_field(name: &str) -> Option<(usize, &str)> {
-    let (index, kind) = name.strip_prefix("files[")?.split_once("].")?;
-    Some((index.parse().ok().filter(|index| *index < FILES_MAX)?, kind))
+/// What a field of a bulk upload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    /// The path of the file with this number.
+    Path(usize),
+    /// Its content.
+    File(usize),
+    /// Of a file, but which?
+    Unclear,
+    /// Something else.
+    Other,
+}
+
+impl Field {
+    fn parse(name: &str) -> Self {
+        let Some(rest) = name.strip_prefix("files[") else { return Self::Other };
+        let Some((index, kind)) = rest.split_once("].") else { return Self::Unclear };
+        match (index.parse::<usize>().ok().filter(|index| *index < FILES_MAX), kind) {
+            (Some(index), "path") => Self::Path(index),
+            (Some(index), "file") => Self::File(index),
+            _ => Self::Unclear,
+        }
+    }
 }
 
 /// `POST /files/bulk-upload`. One bad file does not stop the others; the body is always read to its end.
@@ -115,46 +129,54 @@ pub(crate) async fn upload(
     body: Body,
 ) -> Result<Response> {
     let boundary = boundary(&headers).ok_or_else(|| Error::invalid("the body is no multipart form"))?;
-    let mut form = form(body, &boundary);
-    let mut paths: HashMap<usize, String> = HashMap::new();
+    let mut form = Form::new(body, &boundary);
     let mut reply = BulkUploadReply::default();
-    loop {
-        let mut field = match form.next_field().await {
-            Ok(Some(field)) => field,
-            Ok(None) => break,
-            Err(error) => {
-                // Nothing can be read after this.
-                reply.errors.push(malformed(&error).message.into_owned());
-                break;
-            }
-        };
-        let name = field.name().unwrap_or_default().to_owned();
-        match parse_field(&name) {
-            Some((index, "path")) => match read_path(&mut field).await {
-                Ok(path) => drop(paths.insert(index, path)),
-                Err(error) => reply.errors.push(format!("{name}: {}", error.message)),
-            },
-            Some((index, "file")) => match paths.get(&index) {
-                Some(path) => {
-                    let target = Target { path: path.clone(), root: None };
-                    match receive(&agent, target, Source::Field(&mut field)).await {
-                        Ok(bytes) => reply.files.push(UploadedFile { path: path.clone(), bytes }),
-                        Err(error) => reply.errors.push(format!("{path}: {}", error.message)),
-                    }
-                }
-                None => reply.errors.push(format!("{name}: its path was not given before it")),
-            },
-            Some(_) | None => {}
-        }
-        // The client may still be writing this part: take the rest of it.
-        while let Ok(Some(_)) = field.chunk().await {}
+    if let Err(error) = receive_files(&agent, &mut form, &mut reply).await {
+        // Nothing can be understood after this.
+        reply.errors.push(error.message.into_owned());
     }
+    form.drain().await;
+    reply.errors.truncate(FILES_MAX);
     let status = if reply.errors.is_empty() { StatusCode::OK } else { StatusCode::BAD_REQUEST };
     let mut response = (status, Json(&reply)).into_response();
     if !reply.errors.is_empty() {
         response.extensions_mut().insert(crate::http::OwnBody);
     }
     Ok(response)
+}
+
+/// Stores one file after the other; what is wrong with one is noted, and an error only what ends all.
+async fn receive_files(agent: &Arc<Agent>, form: &mut Form, reply: &mut BulkUploadReply) -> Result<()> {
+    let mut paths: HashMap<usize, String> = HashMap::new();
+    while let Some(name) = form.next_part().await? {
+        if reply.errors.len() + reply.files.len() >= FILES_MAX {
+            return Err(Error::invalid(format_args!("at most {FILES_MAX} files at once")));
+        }
+        match Field::parse(&name) {
+            Field::Path(index) => match read_path(form).await {
+                Ok(path) => drop(paths.insert(index, path)),
+                Err(error) => reply.errors.push(format!("{name}: {}", error.message)),
+            },
+            Field::File(index) => match paths.remove(&index) {
+                Some(path) => {
+                    let target = Target { path: path.clone(), root: None };
+                    match receive(agent, target, Source::Part(form)).await {
+                        Ok(bytes) => reply.files.push(UploadedFile { path, bytes }),
+                        Err(error) => reply.errors.push(format!("{path}: {}", error.message)),
+                    }
+                }
+                None => reply.errors.push(format!("{name}: its path was not given before it")),
+            },
+            Field::Unclear => {
+                let shown: String = name.chars().take(NAME_CHARS_SHOWN).collect();
+                reply
+                    .errors
+                    .push(format!("{shown}: not files[N].path or files[N].file, N below {FILES_MAX}"));
+            }
+            Field::Other => {}
+        }
+    }
+    Ok(())
 }
 
 /// `POST /files/bulk-download`: a part per path, in order, with the file or with what is wrong with it.
@@ -283,9 +305,12 @@ mod tests {
 
     #[test]
     fn fields_of_a_bulk_upload() {
-        assert_eq!(parse_field("files[12].path"), Some((12, "path")));
-        for wrong in ["files[].file", "files[-1].file", "files[99999999].file", "file", "files[1]file"] {
-            assert_eq!(parse_field(wrong), None, "{wrong}");
+        assert_eq!(Field::parse("files[12].path"), Field::Path(12));
+        assert_eq!(Field::parse("files[9999].file"), Field::File(9999));
+        for wrong in ["files[].file", "files[-1].file", "files[99999999].file", "files[1]file", "files[1].x"]
+        {
+            assert_eq!(Field::parse(wrong), Field::Unclear, "{wrong}");
         }
+        assert_eq!(Field::parse("file"), Field::Other);
     }
 }

@@ -12,7 +12,11 @@ use axum::{
 use sandhaus_protocol::{files::SIZE_HEADER, toolbox::UploadReply};
 use serde::Deserialize;
 
-use super::{Target, base_name, multipart, work};
+use super::{
+    Target, base_name,
+    form::{Form, boundary, drain},
+    multipart, work,
+};
 use crate::{
     agent::Agent,
     error::{Error, Result},
@@ -166,12 +170,16 @@ pub(crate) async fn upload(
         path: target.path.clone(),
         kind: "file".to_owned(),
     };
-    match multipart::boundary(&headers) {
+    match boundary(&headers) {
         Some(boundary) => {
             multipart::receive_field(&agent, target, body, &boundary).await?;
         }
         None => {
-            receive(&agent, target, Source::Body(body)).await?;
+            let mut body = body;
+            if let Err(error) = receive(&agent, target, Source::Body(&mut body)).await {
+                drain(&mut body).await;
+                return Err(error);
+            }
         }
     }
     Ok(Json(reply))
@@ -184,33 +192,33 @@ pub(crate) async fn upload_form(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode> {
-    let boundary =
-        multipart::boundary(&headers).ok_or_else(|| Error::invalid("the body is no multipart form"))?;
+    let boundary = boundary(&headers).ok_or_else(|| Error::invalid("the body is no multipart form"))?;
     multipart::receive_field(&agent, target, body, &boundary).await?;
     Ok(StatusCode::OK)
 }
 
 /// Where an upload's bytes come from.
-pub(crate) enum Source<'a> {
+pub(super) enum Source<'a> {
     /// A raw request body.
-    Body(Body),
-    /// A field of a form.
-    Field(&'a mut multer::Field<'static>),
+    Body(&'a mut Body),
+    /// The part at hand of a form.
+    Part(&'a mut Form),
 }
 
 impl Source<'_> {
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        let broken = |error: String| Error::invalid(format_args!("the upload broke off: {error}"));
         match self {
-            Self::Body(body) => http::next_chunk(body).await.map_err(|error| broken(error.to_string())),
-            Self::Field(field) => field.chunk().await.map_err(|error| broken(error.to_string())),
+            Self::Body(body) => http::next_chunk(body)
+                .await
+                .map_err(|error| Error::invalid(format_args!("the upload broke off: {error}"))),
+            Self::Part(form) => form.next_content().await,
         }
     }
 }
 
 /// Writes what `source` gives beside the target and then puts it in its place. A source that breaks off, or a caller
 /// that is dropped, leaves nothing: the upload removes its temporary file whenever it is not committed.
-pub(crate) async fn receive(agent: &Arc<Agent>, target: Target, mut source: Source<'_>) -> Result<u64> {
+pub(super) async fn receive(agent: &Arc<Agent>, target: Target, mut source: Source<'_>) -> Result<u64> {
     let path = target.path.clone();
     let failed = |error: io::Error| Error::file(&path, &error);
     let mut gathered = Vec::new();
