@@ -22,8 +22,9 @@ impl Register {
 
 /// The number of a user or group given by number or by name.
 pub(crate) fn find(register: Register, name: &str) -> Result<u32, ()> {
+    // The last number means "as it is" to the kernel.
     if let Ok(number) = name.parse() {
-        return Ok(number);
+        return if number == u32::MAX { Err(()) } else { Ok(number) };
     }
     find_in(&fs::read_to_string(register.path()).unwrap_or_default(), name).ok_or(())
 }

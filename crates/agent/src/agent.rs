@@ -13,6 +13,7 @@ use sandhaus_protocol::{
     shell::DEFAULT,
     system::{ENVIRONMENT_BYTES_MAX, UpdateEnv, VALUE_BYTES_MAX, VARIABLES_MAX},
 };
+use tokio::sync::Semaphore;
 
 use crate::{
     error::{Error, Result},
@@ -27,6 +28,9 @@ use crate::{
     sys::{self, Children, Scope},
     system::Usage,
 };
+
+/// Work on files that may take long and is done at once.
+const LONG_FILE_WORK_MAX: usize = 2;
 
 /// Search path of processes whose sandbox names none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -98,6 +102,8 @@ pub(crate) struct Agent {
     pub(crate) git: Git,
     /// Terminals of the compatible contract.
     pub(crate) terminals: Terminals,
+    /// Room for work on files that may take long: fewer at once than there are threads for files.
+    pub(crate) long_file_work: Semaphore,
     /// What it knows of the use of its machine.
     pub(crate) usage: Usage,
     /// What is passed on to ports.
@@ -164,6 +170,7 @@ impl Agent {
             sessions: Sessions::default(),
             git: Git::default(),
             terminals: Terminals::default(),
+            long_file_work: Semaphore::new(LONG_FILE_WORK_MAX),
             usage,
             proxy: Proxy::default(),
             contexts: Contexts::default(),

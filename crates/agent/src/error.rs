@@ -79,6 +79,13 @@ impl Error {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "PAYLOAD_TOO_LARGE", format!("bad request: {message}"))
     }
 
+    /// 416.
+    pub(crate) fn no_such_range(size: u64) -> Self {
+        let message =
+            format!("bad request: the file has {size} bytes, and none of those that were asked for");
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_NOT_SATISFIABLE", message)
+    }
+
     /// 429.
     pub(crate) fn too_many(message: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", message.to_string())
@@ -151,6 +158,7 @@ impl Error {
             Kind::InvalidFilename => Self::invalid_path(format_args!("name too long: {path}")),
             Kind::InvalidInput => Self::invalid_path(format_args!("not a usable path: {path}")),
             Kind::AlreadyExists => Self::conflict(format_args!("already exists: {path}")),
+            Kind::FileTooLarge => Self::too_large(format_args!("larger than this takes: {path}")),
             Kind::DirectoryNotEmpty => Self::invalid_path(format_args!("directory is not empty: {path}")),
             Kind::StorageFull | Kind::QuotaExceeded => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "STORAGE_FULL", format!("no space left: {path}"))

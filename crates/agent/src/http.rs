@@ -203,7 +203,7 @@ async fn finish(mut response: Response, method: &Method, path: &str) -> Response
     if status.is_success() || status.is_redirection() || status.is_informational() {
         return response;
     }
-    if status == StatusCode::RANGE_NOT_SATISFIABLE || response.extensions().get::<OwnBody>().is_some() {
+    if response.extensions().get::<OwnBody>().is_some() {
         return response;
     }
     let (code, message) = match response.extensions_mut().remove::<Error>() {

@@ -11,21 +11,22 @@ use std::{io, sync::Arc};
 use axum::{
     Json, Router,
     extract::{Query, State},
-    http::StatusCode,
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use sandhaus_protocol::{
     files::{LINK_PATH, LIST_ENTRIES_MAX, Link, PATH_BYTES_MAX},
     toolbox::FileInfo,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     accounts::{self, Register},
     agent::Agent,
     clock,
     error::{Error, Result},
-    sys::{self, Entry, EntryKind, Place, Removal},
+    sys::{self, Entry, EntryKind, NotMoved, Place, Removal},
 };
 
 /// Permission bits that can be asked for.
@@ -93,6 +94,23 @@ pub(crate) async fn work<T: Send + 'static>(
         .await
 }
 
+/// The same for work that may take long: only so much of it is done at once that a thread is left for what is short.
+pub(super) async fn long_work<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    target: Target,
+    action: impl FnOnce(Place) -> io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let _place =
+        agent.long_file_work.acquire().await.map_err(|_| Error::unavailable("the agent is ending"))?;
+    work(agent, target, action).await
+}
+
+/// An answer that is made where the work is done: a long one would hold everyone up elsewhere.
+pub(super) fn json(value: &impl Serialize) -> Response {
+    let text = serde_json::to_vec(value).expect("wire types serialise");
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
 /// Octal permission bits.
 fn parse_mode(text: &str) -> Result<u32> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= MODE_MAX);
@@ -154,7 +172,7 @@ pub(crate) struct ListQuery {
 pub(crate) async fn list(
     State(agent): State<Arc<Agent>>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Vec<FileInfo>>> {
+) -> Result<Response> {
     let depth = match query.depth {
         None => None,
         Some(depth @ 1..) => Some(u32::try_from(depth).unwrap_or(u32::MAX)),
@@ -163,12 +181,20 @@ pub(crate) async fn list(
     let path = query.path.filter(|path| !path.is_empty()).unwrap_or_else(|| ".".to_owned());
     let folder = path.trim_end_matches('/').to_owned();
     let target = Target { path, root: query.root };
-    let entries = work(&agent, target, move |place| place.list(depth.unwrap_or(1), LIST_ENTRIES_MAX)).await?;
-    let entries = entries.ok_or_else(|| {
-        Error::too_large(format_args!("more than {LIST_ENTRIES_MAX} entries: list less deep"))
-    })?;
     let deep = depth.is_some_and(|depth| depth > 1);
-    Ok(Json(entries.iter().map(|entry| describe(entry, deep.then(|| join(&folder, &entry.path)))).collect()))
+    long_work(&agent, target, move |place| {
+        let entries = place.list(depth.unwrap_or(1), LIST_ENTRIES_MAX)?;
+        let entries = entries.ok_or(io::ErrorKind::FileTooLarge)?;
+        let shown = |entry: &Entry| describe(entry, deep.then(|| join(&folder, &entry.path)));
+        Ok(json(&entries.iter().map(shown).collect::<Vec<FileInfo>>()))
+    })
+    .await
+    .map_err(|error| match error.status {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Error::too_large(format_args!("more than {LIST_ENTRIES_MAX} entries: list less deep"))
+        }
+        _ => error,
+    })
 }
 
 /// A path below `folder` as its user would write it.
@@ -239,7 +265,7 @@ pub(crate) async fn delete(
 ) -> Result<StatusCode> {
     let removal = if query.recursive { Removal::Recursive } else { Removal::Single };
     let target = Target { path: query.path, root: query.root };
-    work(&agent, target, move |place| sys::remove(&place, removal)).await?;
+    long_work(&agent, target, move |place| sys::remove(&place, removal)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -257,14 +283,17 @@ pub(crate) async fn move_file(
     Query(query): Query<MoveQuery>,
 ) -> Result<StatusCode> {
     let workdir = agent.workdir.clone();
+    // Between file systems it may take long.
+    let _place =
+        agent.long_file_work.acquire().await.map_err(|_| Error::unavailable("the agent is ending"))?;
     agent
         .on_file_thread(move || {
             let root = query.root.as_deref();
             let source = place(root, &workdir, &query.source)?;
             let destination = place(root, &workdir, &query.destination)?;
-            sys::move_file(&source, &destination).map_err(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => Error::file(&query.destination, &error),
-                _ => Error::file(&query.source, &error),
+            sys::move_file(&source, &destination).map_err(|error| match error {
+                NotMoved::Source(error) => Error::file(&query.source, &error),
+                NotMoved::Destination(error) => Error::file(&query.destination, &error),
             })
         })
         .await?;

@@ -5,31 +5,42 @@ use std::{fs::File, io, io::Read as _, sync::Arc};
 use axum::{
     Json,
     extract::{Query, State},
+    response::Response,
 };
+use memchr::memmem::Finder;
 use sandhaus_protocol::{
     files::LIST_ENTRIES_MAX,
     toolbox::{Match, ReplaceRequest, ReplaceResult, SearchReply},
 };
 use serde::Deserialize;
 
-use super::{Target, join, work};
+use super::{Target, join, json, long_work};
 use crate::{
     agent::Agent,
     error::{Error, Result},
-    sys::{EntryKind, Place, Upload, open_directory, open_regular_below},
+    sys::{Entry, EntryKind, Place, Upload, open_directory, open_regular_below},
 };
 
 /// Most matches of one content search.
 const MATCHES_MAX: usize = 100_000;
 
+/// Most bytes of all lines found.
+const MATCHES_BYTES_MAX: usize = 32 << 20;
+
 /// Bytes at the start of a file that tell whether it is binary.
 const PROBE_BYTES: usize = 512;
 
-/// Largest file that is searched or changed.
+/// Largest file that is changed.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Longest line given back in full.
 const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes read from a file at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Longest text that is looked for.
+const PATTERN_BYTES_MAX: usize = 16 * 1024;
 
 /// Deepest level that is searched.
 const DEPTH_MAX: u32 = 256;
@@ -49,85 +60,134 @@ pub(crate) struct SearchQuery {
 pub(crate) async fn find(
     State(agent): State<Arc<Agent>>,
     Query(query): Query<SearchQuery>,
-) -> Result<Json<Vec<Match>>> {
-    if query.pattern.is_empty() {
-        return Err(Error::invalid("the pattern is empty"));
+) -> Result<Response> {
+    if query.pattern.is_empty() || query.pattern.len() > PATTERN_BYTES_MAX {
+        return Err(Error::invalid(format_args!("a pattern has 1 to {PATTERN_BYTES_MAX} bytes")));
     }
     let top = query.target.path.trim_end_matches('/').to_owned();
-    let found = work(&agent, query.target, move |place| find_in(&place, &top, &query.pattern)).await?;
-    Ok(Json(found))
+    long_work(&agent, query.target, move |place| Ok(json(&find_in(&place, &top, &query.pattern)?))).await
 }
 
 fn find_in(place: &Place, top: &str, pattern: &str) -> io::Result<Vec<Match>> {
-    let mut matches = Vec::new();
+    let mut matches = Matches { found: Vec::new(), bytes: 0, pattern: Finder::new(pattern) };
     if place.describe()?.kind == EntryKind::File {
-        let (file, entry) = place.open_regular()?;
-        find_in_file(file, entry.size, top, pattern, &mut matches)?;
-        return Ok(matches);
+        let (file, _) = place.open_regular()?;
+        matches.look_into(file, top)?;
+        return Ok(matches.found);
     }
     let folder = open_directory(place)?;
     for entry in listing(place)? {
-        if entry.kind != EntryKind::File || matches.len() >= MATCHES_MAX {
-            continue;
+        if matches.are_enough() {
+            break;
         }
         // What cannot be read is passed over.
-        if let Ok((file, opened)) = open_regular_below(&folder, &entry.path) {
-            let _ = find_in_file(file, opened.size, &join(top, &entry.path), pattern, &mut matches);
+        if entry.kind == EntryKind::File
+            && let Ok((file, _)) = open_regular_below(&folder, &entry.path)
+        {
+            let _ = matches.look_into(file, &join(top, &entry.path));
         }
     }
-    Ok(matches)
+    Ok(matches.found)
 }
 
-fn listing(place: &Place) -> io::Result<Vec<crate::sys::Entry>> {
-    let too_many = || io::Error::other(format!("more than {LIST_ENTRIES_MAX} entries"));
-    place.list(DEPTH_MAX, LIST_ENTRIES_MAX)?.ok_or_else(too_many)
+fn listing(place: &Place) -> io::Result<Vec<Entry>> {
+    place.list(DEPTH_MAX, LIST_ENTRIES_MAX)?.ok_or_else(|| io::ErrorKind::FileTooLarge.into())
 }
 
-fn find_in_file(
-    file: File,
-    size: u64,
-    name: &str,
-    pattern: &str,
-    matches: &mut Vec<Match>,
-) -> io::Result<()> {
-    if size > FILE_BYTES_MAX {
-        return Ok(());
+/// Lines that hold a text, as far as there is room for them.
+struct Matches<'a> {
+    found: Vec<Match>,
+    bytes: usize,
+    pattern: Finder<'a>,
+}
+
+/// A line of which not all may have been read.
+#[derive(Default)]
+struct Line {
+    /// What is shown of it.
+    head: Vec<u8>,
+    /// The end of what was read, in which the text may begin.
+    tail: Vec<u8>,
+    has_it: bool,
+}
+
+impl Line {
+    fn add(&mut self, piece: &[u8], pattern: &Finder<'_>) {
+        let room = LINE_BYTES_MAX.saturating_sub(self.head.len());
+        self.head.extend_from_slice(&piece[..piece.len().min(room)]);
+        if self.has_it {
+            return;
+        }
+        let before = pattern.needle().len() - 1;
+        self.tail.extend_from_slice(&piece[..piece.len().min(before)]);
+        self.has_it = pattern.find(&self.tail).is_some() || pattern.find(piece).is_some();
+        if piece.len() >= before {
+            self.tail.clear();
+        }
+        self.tail.extend_from_slice(if piece.len() >= before { &piece[piece.len() - before..] } else { &[] });
+        let excess = self.tail.len().saturating_sub(before);
+        self.tail.drain(..excess);
     }
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    if bytes[..bytes.len().min(PROBE_BYTES)].contains(&0) {
-        return Ok(());
+}
+
+impl Matches<'_> {
+    fn are_enough(&self) -> bool {
+        self.found.len() >= MATCHES_MAX || self.bytes >= MATCHES_BYTES_MAX
     }
-    let text = String::from_utf8_lossy(&bytes);
-    for (index, line) in text.lines().enumerate() {
-        if line.contains(pattern) && matches.len() < MATCHES_MAX {
-            let mut end = line.len().min(LINE_BYTES_MAX);
-            while !line.is_char_boundary(end) {
-                end -= 1;
+
+    fn look_into(&mut self, mut file: File, name: &str) -> io::Result<()> {
+        let mut buffer = vec![0; READ_BYTES];
+        let (mut number, mut line, mut is_first) = (1, Line::default(), true);
+        loop {
+            let read = file.read(&mut buffer)?;
+            let mut rest = &buffer[..read];
+            if is_first && rest[..read.min(PROBE_BYTES)].contains(&0) {
+                return Ok(());
             }
-            matches.push(Match {
-                file: name.to_owned(),
-                line: index as u64 + 1,
-                content: line[..end].to_owned(),
-            });
+            is_first = false;
+            while let Some(end) = memchr::memchr(b'\n', rest) {
+                line.add(&rest[..end], &self.pattern);
+                self.note(std::mem::take(&mut line), number, name);
+                number += 1;
+                rest = &rest[end + 1..];
+            }
+            line.add(rest, &self.pattern);
+            if read == 0 {
+                self.note(line, number, name);
+                return Ok(());
+            }
+            if self.are_enough() {
+                return Ok(());
+            }
         }
     }
-    Ok(())
+
+    fn note(&mut self, line: Line, number: u64, name: &str) {
+        if !line.has_it || self.are_enough() {
+            return;
+        }
+        let shown = line.head.strip_suffix(b"\r").unwrap_or(&line.head);
+        let content = String::from_utf8_lossy(shown).into_owned();
+        self.bytes += content.len() + name.len();
+        self.found.push(Match { file: name.to_owned(), line: number, content });
+    }
 }
 
 /// `GET /files/search`.
 pub(crate) async fn search(
     State(agent): State<Arc<Agent>>,
     Query(query): Query<SearchQuery>,
-) -> Result<Json<SearchReply>> {
+) -> Result<Response> {
+    if query.pattern.len() > PATTERN_BYTES_MAX {
+        return Err(Error::invalid(format_args!("a pattern has at most {PATTERN_BYTES_MAX} bytes")));
+    }
     let glob = Glob::parse(&query.pattern).ok_or_else(|| Error::invalid("syntax error in pattern"))?;
     let top = query.target.path.trim_end_matches('/').to_owned();
-    let files = work(&agent, query.target, move |place| {
+    long_work(&agent, query.target, move |place| {
         let found = listing(&place)?.into_iter().filter(|entry| glob.matches(&entry.name));
-        Ok(found.map(|entry| join(&top, &entry.path)).collect())
+        Ok(json(&SearchReply { files: found.map(|entry| join(&top, &entry.path)).collect() }))
     })
-    .await?;
-    Ok(Json(SearchReply { files }))
+    .await
 }
 
 /// `POST /files/replace`.
@@ -147,7 +207,7 @@ pub(crate) async fn replace(
         let target = Target { path: file.clone(), root: None };
         let again = target.clone();
         let workdir = agent.workdir.clone();
-        let done = work(&agent, target, move |place| {
+        let done = long_work(&agent, target, move |place| {
             let again = again.place(&workdir).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
             replace_in(&place, again, pattern.as_bytes(), new_value.as_bytes())
         })
@@ -161,11 +221,11 @@ pub(crate) async fn replace(
 fn replace_in(place: &Place, again: Place, pattern: &[u8], new_value: &[u8]) -> io::Result<()> {
     let (file, entry) = place.open_regular()?;
     if entry.size > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes")));
+        return Err(io::ErrorKind::FileTooLarge.into());
     }
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    let changed = replace_all(&bytes, pattern, new_value);
+    let changed = replace_all(&bytes, pattern, new_value)?;
     if changed == bytes {
         return Ok(());
     }
@@ -174,19 +234,19 @@ fn replace_in(place: &Place, again: Place, pattern: &[u8], new_value: &[u8]) -> 
     upload.commit().map(drop)
 }
 
-fn replace_all(bytes: &[u8], pattern: &[u8], new_value: &[u8]) -> Vec<u8> {
+fn replace_all(bytes: &[u8], pattern: &[u8], new_value: &[u8]) -> io::Result<Vec<u8>> {
     let mut changed = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some(first) = rest.first() {
-        if let Some(after) = rest.strip_prefix(pattern) {
-            changed.extend_from_slice(new_value);
-            rest = after;
-        } else {
-            changed.push(*first);
-            rest = &rest[1..];
+    let mut done = 0;
+    for at in memchr::memmem::find_iter(bytes, pattern) {
+        changed.extend_from_slice(&bytes[done..at]);
+        changed.extend_from_slice(new_value);
+        done = at + pattern.len();
+        if changed.len() as u64 > FILE_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
         }
     }
-    changed
+    changed.extend_from_slice(&bytes[done..]);
+    Ok(changed)
 }
 
 /// A shell pattern for one name: `*`, `?`, `[a-z]`, `[^a-z]`, `\x`.
@@ -316,8 +376,52 @@ mod tests {
 
     #[test]
     fn replacement_is_literal() {
-        assert_eq!(replace_all(b"a.b.c", b".", b"::"), b"a::b::c");
-        assert_eq!(replace_all(b"aaa", b"aa", b"b"), b"ba");
-        assert_eq!(replace_all(b"abc", b"abcd", b""), b"abc");
+        let replaced =
+            |text: &[u8], pattern: &[u8], new: &[u8]| replace_all(text, pattern, new).expect("is small");
+        assert_eq!(replaced(b"a.b.c", b".", b"::"), b"a::b::c");
+        assert_eq!(replaced(b"aaa", b"aa", b"b"), b"ba");
+        assert_eq!(replaced(b"abc", b"abcd", b""), b"abc");
+        assert!(replace_all(&[b'a'; 2048], b"a", &[b'b'; 1 << 16]).is_err(), "grows without an end");
+    }
+
+    /// What is found in a file with this content.
+    fn found(content: &[u8], pattern: &str) -> Vec<(u64, String)> {
+        let path = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(path.path(), content).expect("write");
+        let mut matches = Matches { found: Vec::new(), bytes: 0, pattern: Finder::new(pattern) };
+        matches.look_into(File::open(path.path()).expect("open"), "f").expect("reads");
+        matches.found.into_iter().map(|found| (found.line, found.content)).collect()
+    }
+
+    #[test]
+    fn lines_are_found_however_long_and_wherever_they_are_cut() {
+        assert_eq!(found(b"a\nb x\r\n\nx", "x"), [(2, "b x".to_owned()), (4, "x".to_owned())]);
+        assert_eq!(found(b"", "x"), []);
+        assert_eq!(found(b"x\0", "x"), []);
+        for at in READ_BYTES - 7..READ_BYTES + 2 {
+            let mut content = vec![b'.'; 3 * READ_BYTES];
+            content[at..at + 6].copy_from_slice(b"needle");
+            content.extend_from_slice(b"\nneedle");
+            let found = found(&content, "needle");
+            assert_eq!((found.len(), found[0].0, found[1].0), (2, 1, 2), "{at}");
+            assert_eq!(found[0].1.len(), LINE_BYTES_MAX);
+        }
+    }
+
+    #[test]
+    fn a_text_in_many_pieces_of_a_line_is_found() {
+        let pattern = Finder::new("needle");
+        for size in 1..9 {
+            let mut line = Line::default();
+            for piece in b"..needneedle..".chunks(size) {
+                line.add(piece, &pattern);
+            }
+            assert!(line.has_it, "{size}");
+        }
+        let mut line = Line::default();
+        for piece in b"nedleneedl e".chunks(1) {
+            line.add(piece, &pattern);
+        }
+        assert!(!line.has_it);
     }
 }

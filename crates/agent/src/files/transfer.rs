@@ -85,6 +85,7 @@ pub(crate) async fn download(
         Wanted::Unsatisfiable => {
             headers.insert(header::CONTENT_RANGE, value(&format!("bytes */{size}")));
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            response.extensions_mut().insert(Error::no_such_range(size));
             return Ok(response);
         }
     };

@@ -177,9 +177,11 @@ fn uploads_replace_atomically_and_leave_nothing_when_cut() {
             "POST /files/upload-v2?path=file HTTP/1.1\r\nhost: agent\r\ncontent-length: 5000000\r\n\r\n";
         stream.write_all(head.as_bytes()).expect("send the head");
         stream.write_all(&vec![b'x'; 1_000_000]).expect("send a part");
-        eventually("the upload has begun", || fs::read_dir(agent.work()).expect("list").count() == 2);
+        eventually("the upload has begun", || agent.holds_a_file_in(&agent.work()));
+        assert_eq!(fs::read_dir(agent.work()).expect("list").count(), 1, "nobody sees it before it is whole");
     }
-    eventually("nothing is left of it", || fs::read_dir(agent.work()).expect("list").count() == 1);
+    eventually("nothing is left of it", || !agent.holds_a_file_in(&agent.work()));
+    assert_eq!(fs::read_dir(agent.work()).expect("list").count(), 1);
     assert_eq!(fs::read(&file).expect("read"), b"before");
     assert_eq!(agent.request("POST", "/files/upload-v2?path=file", &[], b"after").status, 200);
     assert_eq!(fs::read(&file).expect("read"), b"after");

@@ -189,6 +189,14 @@ impl Agent {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("list descriptors").count()
     }
 
+    /// Whether the agent has a file open for writing that lies in this folder, under whatever name or none.
+    pub(crate) fn holds_a_file_in(&self, folder: &Path) -> bool {
+        let folder = folder.canonicalize().expect("a real path");
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("list descriptors").flatten();
+        open.filter_map(|entry| fs::read_link(entry.path()).ok())
+            .any(|to| to != folder && to.starts_with(&folder))
+    }
+
     /// Living processes below the agent whose command line contains `text`.
     pub(crate) fn descendants_with(&self, text: &str) -> Vec<u32> {
         descendants(self.pid).into_iter().filter(|pid| command_line(*pid).contains(text)).collect()

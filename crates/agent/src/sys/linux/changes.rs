@@ -1,23 +1,24 @@
-//! Files by path, changed: atomic replacement, directories, removal, moves, permissions.
+//! Files by path, changed: directories, removal, moves, permissions.
 
 use std::{
+    ffi::{CStr, CString},
     fs::File,
-    io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt as _,
+    },
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid},
+    fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Stat, Timespec, Timestamps, Uid},
     io::Errno,
 };
 
 use super::{
-    places::{Entry, EntryKind, Place, names, open_below},
-    random_hex,
+    places::{Entry, EntryKind, Place, raw_names},
+    uploads::temporary_name,
 };
-
-/// Mode of a file that did not exist before.
-const NEW_FILE_MODE: u32 = 0o644;
 
 /// Mode of directories made on the way to a new file.
 const NEW_FOLDER_MODE: u32 = 0o755;
@@ -28,86 +29,13 @@ const COPY_BYTES: usize = 256 * 1024;
 /// Deepest directory tree that is copied between file systems.
 const COPY_DEPTH_MAX: u32 = 64;
 
-/// A file being written beside the one it will replace. Dropped before [`Upload::commit`] it leaves nothing.
-pub(crate) struct Upload {
-    parent: OwnedFd,
-    name: String,
-    temporary: Option<String>,
-    file: File,
-    previous: Option<Stat>,
-    written: u64,
-}
-
-impl Upload {
-    /// Starts replacing or making the file at `place`; missing directories are made.
-    pub(crate) fn start(mut place: Place) -> io::Result<Self> {
-        place.follow()?;
-        let (parent, name) = match place.parent() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make_folders(&place, Folder::OfThis)?;
-                place.parent()?
-            }
-            other => other?,
-        };
-        let previous = match rustix::fs::statat(&parent, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Some(stat),
-            Err(Errno::NOENT) => None,
-            Err(error) => return Err(error.into()),
-        };
-        match previous.as_ref().map(|stat| FileType::from_raw_mode(stat.st_mode)) {
-            None | Some(FileType::RegularFile) => {}
-            Some(FileType::Directory) => return Err(io::ErrorKind::IsADirectory.into()),
-            Some(_) => return Err(io::ErrorKind::InvalidInput.into()),
-        }
-        let temporary = format!(".sandhaus-{}", random_hex(8));
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&parent, temporary.as_str(), flags, Mode::from_raw_mode(0o600))?;
-        Ok(Self { parent, name, temporary: Some(temporary), file: File::from(file), previous, written: 0 })
-    }
-
-    /// Adds bytes.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.written += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Puts the file in its place, with the previous one's mode and owner. Answers how many bytes it has.
-    pub(crate) fn commit(mut self) -> io::Result<u64> {
-        let mode = self.previous.as_ref().map_or(NEW_FILE_MODE, |stat| stat.st_mode & 0o7777);
-        if let Some(previous) = &self.previous {
-            let now = rustix::fs::fstat(&self.file)?;
-            if (now.st_uid, now.st_gid) != (previous.st_uid, previous.st_gid) {
-                // Only a privileged workload can; others own what they write.
-                let _ = rustix::fs::fchown(
-                    &self.file,
-                    Some(Uid::from_raw(previous.st_uid)),
-                    Some(Gid::from_raw(previous.st_gid)),
-                );
-            }
-        }
-        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))?;
-        if let Some(temporary) = &self.temporary {
-            rustix::fs::renameat(&self.parent, temporary.as_str(), &self.parent, self.name.as_str())?;
-        }
-        self.temporary = None;
-        Ok(self.written)
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let Some(temporary) = self.temporary.take() {
-            // What cannot be removed now is left: there is nobody to tell.
-            let _ = rustix::fs::unlinkat(&self.parent, temporary.as_str(), AtFlags::empty());
-        }
-    }
-}
+/// How often a directory that is being removed is looked into again because others put something there meanwhile.
+const REMOVAL_ROUNDS_MAX: u32 = 16;
 
 /// Makes a symbolic link, in one step where a file or link is replaced. The place itself is never followed.
 pub(crate) fn make_link(place: &Place, target: &str) -> io::Result<()> {
     let (parent, name) = place.parent()?;
-    let temporary = format!(".sandhaus-{}", random_hex(8));
+    let temporary = temporary_name();
     rustix::fs::symlinkat(target, &parent, temporary.as_str())?;
     rustix::fs::renameat(&parent, temporary.as_str(), &parent, name.as_str()).map_err(|error| {
         // What cannot be removed now is left: the first error is the one to tell.
@@ -180,9 +108,10 @@ pub(crate) fn set_owner(place: &Place, uid: Option<u32>, gid: Option<u32>) -> io
     Ok(rustix::fs::chownat(&fd, "", uid, gid, AtFlags::EMPTY_PATH)?)
 }
 
-fn through(fd: &OwnedFd) -> String {
+/// A path that leads to an open file, whatever its name is by now.
+pub(super) fn through(fd: &impl AsFd) -> String {
     use std::os::fd::AsRawFd as _;
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
 /// What removal takes away.
@@ -197,138 +126,244 @@ pub(crate) enum Removal {
 /// Removes a file, or a whole tree. Links are removed, not followed.
 pub(crate) fn remove(place: &Place, removal: Removal) -> io::Result<()> {
     let (parent, name) = place.parent()?;
-    let stat = rustix::fs::statat(&parent, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+    remove_entry(&parent, &name, removal)
+}
+
+fn remove_entry(parent: &OwnedFd, name: &str, removal: Removal) -> io::Result<()> {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return Ok(rustix::fs::unlinkat(&parent, name.as_str(), AtFlags::empty())?);
+        return Ok(rustix::fs::unlinkat(parent, name, AtFlags::empty())?);
     }
     match removal {
         Removal::Single => Err(io::ErrorKind::IsADirectory.into()),
-        Removal::Recursive => remove_tree(&parent, &name),
+        Removal::Recursive => remove_tree(parent, name),
     }
+}
+
+/// One level of a tree that is being removed.
+struct Level {
+    /// The directory that it lies in.
+    parent: (u64, u64),
+    /// Its own name there.
+    name: CString,
+    /// What is in it and was not looked at yet.
+    pending: Vec<CString>,
+    /// How often new entries were found in it that others made meanwhile.
+    again: u32,
 }
 
 /// Empties and removes a directory with one descriptor however deep it is: going up is trusted only where `..` is
 /// the directory that it came from.
 fn remove_tree(parent: &OwnedFd, name: &str) -> io::Result<()> {
-    let top = rustix::fs::fstat(parent)?;
-    let mut above = vec![((top.st_dev, top.st_ino), name.to_owned())];
-    let mut here = open_child(parent, name)?;
-    loop {
-        let mut child = None;
-        for name in names(&here)? {
-            match rustix::fs::unlinkat(&here, name.as_str(), AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR | Errno::PERM) => {
-                    match rustix::fs::unlinkat(&here, name.as_str(), AtFlags::REMOVEDIR) {
-                        Ok(()) | Err(Errno::NOENT) => {}
-                        Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                            child = Some(name);
-                            break;
-                        }
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                Err(error) => return Err(error.into()),
+    let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut here = open_child(parent, &name)?;
+    let level = |above: &OwnedFd, name, here: &OwnedFd| {
+        let stat = rustix::fs::fstat(above)?;
+        Ok::<_, io::Error>(Level {
+            parent: (stat.st_dev, stat.st_ino),
+            name,
+            pending: raw_names(here)?,
+            again: 0,
+        })
+    };
+    let mut levels = vec![level(parent, name, &here)?];
+    while let Some(mut top) = levels.pop() {
+        if let Some(name) = top.pending.pop() {
+            levels.push(top);
+            if !is_removed(&here, &name)? {
+                let next = open_child(&here, &name)?;
+                levels.push(level(&here, name, &next)?);
+                here = next;
             }
-        }
-        if let Some(name) = child {
-            let stat = rustix::fs::fstat(&here)?;
-            let next = open_child(&here, &name)?;
-            above.push(((stat.st_dev, stat.st_ino), name));
-            here = next;
             continue;
         }
-        let Some((identity, name)) = above.pop() else { return Ok(()) };
-        let up = if above.is_empty() {
-            parent.try_clone()?
-        } else {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::openat(&here, "..", flags, Mode::empty())?
+        let up = match levels.last() {
+            None => parent.try_clone()?,
+            Some(_) => open_child(&here, c"..")?,
         };
         let stat = rustix::fs::fstat(&up)?;
-        if (stat.st_dev, stat.st_ino) != identity {
+        if (stat.st_dev, stat.st_ino) != top.parent {
             return Err(io::Error::other("the directory was moved while it was removed"));
         }
-        rustix::fs::unlinkat(&up, name.as_str(), AtFlags::REMOVEDIR)?;
-        if above.is_empty() {
-            return Ok(());
+        match rustix::fs::unlinkat(&up, top.name.as_c_str(), AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => here = up,
+            Err(Errno::NOTEMPTY | Errno::EXIST) if top.again < REMOVAL_ROUNDS_MAX => {
+                top.pending = raw_names(&here)?;
+                top.again += 1;
+                levels.push(top);
+            }
+            Err(error) => return Err(error.into()),
         }
-        here = up;
+    }
+    Ok(())
+}
+
+/// Removes an entry unless it is a directory with something in it.
+fn is_removed(here: &OwnedFd, name: &CStr) -> io::Result<bool> {
+    match rustix::fs::unlinkat(here, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match rustix::fs::unlinkat(here, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        // It was no directory: the first refusal is the one that counts.
+        Err(Errno::NOTDIR) => Err(Errno::PERM.into()),
+        Err(error) => Err(error.into()),
     }
 }
 
-fn open_child(parent: &impl AsFd, name: &str) -> io::Result<OwnedFd> {
+fn open_child(parent: &impl AsFd, name: &CStr) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }
 
+/// Why something was not moved.
+#[derive(Debug)]
+pub(crate) enum NotMoved {
+    /// It is about what was to be moved.
+    Source(io::Error),
+    /// It is about where it was to go.
+    Destination(io::Error),
+}
+
 /// Moves a file or tree. The destination must not exist; between file systems it is copied, then removed.
-pub(crate) fn move_file(source: &Place, destination: &Place) -> io::Result<()> {
-    let (from, name) = source.parent()?;
-    rustix::fs::statat(&from, name.as_str(), AtFlags::SYMLINK_NOFOLLOW)?;
-    let (to, new_name) = destination.parent()?;
-    let moved =
-        match rustix::fs::renameat_with(&from, name.as_str(), &to, new_name.as_str(), RenameFlags::NOREPLACE)
-        {
-            // A file system that cannot promise not to replace: look first.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                match rustix::fs::statat(&to, new_name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(_) => Err(Errno::EXIST),
-                    Err(Errno::NOENT) => rustix::fs::renameat(&from, name.as_str(), &to, new_name.as_str()),
-                    Err(error) => Err(error),
-                }
-            }
-            other => other,
-        };
-    match moved {
+pub(crate) fn move_file(source: &Place, destination: &Place) -> Result<(), NotMoved> {
+    let (from, name) = source.parent().map_err(NotMoved::Source)?;
+    let of_source = |error: Errno| NotMoved::Source(error.into());
+    let of_destination = |error: Errno| NotMoved::Destination(error.into());
+    rustix::fs::statat(&from, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).map_err(of_source)?;
+    let (to, new_name) = destination.parent().map_err(NotMoved::Destination)?;
+    match rename_new(&from, &name, &to, &new_name) {
+        Ok(()) => Ok(()),
+        Err(error @ (Errno::EXIST | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::NOSPC | Errno::DQUOT)) => {
+            Err(of_destination(error))
+        }
         Err(Errno::XDEV) => {
             if rustix::fs::statat(&to, new_name.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-                return Err(Errno::EXIST.into());
+                return Err(of_destination(Errno::EXIST));
             }
-            copy(&from, &name, &to, &new_name, COPY_DEPTH_MAX)?;
-            remove(source, Removal::Recursive)
+            move_across(&from, &name, &to, &new_name)
         }
-        other => Ok(other?),
+        Err(error) => Err(of_source(error)),
     }
 }
 
-fn copy(from: &OwnedFd, name: &str, to: &OwnedFd, new_name: &str, depth_left: u32) -> io::Result<()> {
+/// Renames, and never onto something.
+fn rename_new(from: &OwnedFd, name: &str, to: &OwnedFd, new_name: &str) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
+        // A file system that cannot promise not to replace: look first.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            match rustix::fs::statat(to, new_name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(Errno::EXIST),
+                Err(Errno::NOENT) => rustix::fs::renameat(from, name, to, new_name),
+                Err(error) => Err(error),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Copies beside the destination and renames that: what breaks off leaves nothing there, and the source as it was.
+fn move_across(from: &OwnedFd, name: &str, to: &OwnedFd, new_name: &str) -> Result<(), NotMoved> {
+    let temporary = temporary_name();
+    let (c_name, c_temporary) = (c_string(name), c_string(&temporary));
+    let copied = c_name.and_then(|name| copy(from, &name, to, &c_temporary?, COPY_DEPTH_MAX));
+    let moved = copied.and_then(|()| Ok(rename_new(to, &temporary, to, new_name)?));
+    if let Err(error) = moved {
+        // What cannot be removed now is left: the first error is the one to tell.
+        let _ = remove_entry(to, &temporary, Removal::Recursive);
+        return Err(NotMoved::Destination(error));
+    }
+    remove_entry(from, name, Removal::Recursive).map_err(NotMoved::Source)
+}
+
+fn c_string(name: &str) -> io::Result<CString> {
+    CString::new(name).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn copy(from: &OwnedFd, name: &CStr, to: &OwnedFd, new_name: &CStr, depth_left: u32) -> io::Result<()> {
     if depth_left == 0 {
         return Err(io::Error::other(format!("directories are nested deeper than {COPY_DEPTH_MAX}")));
     }
     let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-    match Entry::new(name, name, &stat).kind {
+    match Entry::new("", "", &stat).kind {
         EntryKind::Directory => {
             rustix::fs::mkdirat(to, new_name, Mode::from_raw_mode(0o700))?;
-            let (source, target) = (open_below(from, name)?, open_below(to, new_name)?);
-            for child in names(&source)? {
+            let (source, target) = (open_child(from, name)?, open_child(to, new_name)?);
+            for child in raw_names(&source)? {
                 copy(&source, &child, &target, &child, depth_left - 1)?;
             }
-            rustix::fs::fchmod(&target, mode)?;
+            take_over(&target, &stat)
         }
         EntryKind::Link => {
             let target = rustix::fs::readlinkat(from, name, Vec::new())?;
             rustix::fs::symlinkat(&target, to, new_name)?;
+            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+            // Only a privileged workload can; others own what they make.
+            let _ = rustix::fs::chownat(to, new_name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+            Ok(())
         }
         EntryKind::File => {
-            let (mut source, _) = super::places::open_regular_below(from, name)?;
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let source = File::from(rustix::fs::openat(from, name, flags, Mode::empty())?);
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            let mut target = File::from(rustix::fs::openat(to, new_name, flags, Mode::from_raw_mode(0o600))?);
-            let mut buffer = vec![0; COPY_BYTES];
-            loop {
-                match source.read(&mut buffer)? {
-                    0 => break,
-                    read => target.write_all(&buffer[..read])?,
-                }
-            }
-            rustix::fs::fchmod(&target, mode)?;
+            let target = File::from(rustix::fs::openat(to, new_name, flags, Mode::from_raw_mode(0o600))?);
+            copy_content(&source, &target)?;
+            take_over(&target, &stat)
         }
         EntryKind::Pipe | EntryKind::Socket | EntryKind::CharacterDevice | EntryKind::BlockDevice => {
-            return Err(io::ErrorKind::InvalidInput.into());
+            Err(io::ErrorKind::InvalidInput.into())
         }
     }
-    Ok(())
+}
+
+/// Gives a copy what the original has beside its content.
+fn take_over(target: &impl AsFd, stat: &Stat) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    // Only a privileged workload can; others own what they make.
+    let _ = rustix::fs::fchown(target, Some(uid), Some(gid));
+    rustix::fs::fchmod(target, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    let time = |seconds, nanoseconds: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+    };
+    let times = Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    };
+    Ok(rustix::fs::futimens(target, &times)?)
+}
+
+/// Copies what a file holds; its holes stay holes.
+fn copy_content(source: &File, target: &File) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let size = source.metadata()?.len();
+    let mut at = 0;
+    while at < size {
+        let data = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => break,
+            // A file system that knows no holes.
+            Err(_) => at,
+        };
+        let end = rustix::fs::seek(source, SeekFrom::Hole(data)).unwrap_or(size).max(data);
+        at = data;
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPY_BYTES);
+            match source.read_at(&mut buffer[..wanted], at)? {
+                // It was cut short meanwhile.
+                0 => return Ok(()),
+                read => {
+                    target.write_all_at(&buffer[..read], at)?;
+                    at += read as u64;
+                }
+            }
+        }
+    }
+    target.set_len(size)
 }
 
 #[cfg(test)]
@@ -337,29 +372,6 @@ mod tests {
 
     fn place(root: &std::path::Path, path: &str) -> Place {
         Place::new(Some(root.to_str().expect("UTF-8")), "/", path).expect("resolves")
-    }
-
-    #[test]
-    fn replacement_keeps_the_mode_and_leaves_nothing_when_dropped() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut upload = Upload::start(place(folder.path(), "a/b/file")).expect("starts");
-        upload.write(b"first").expect("writes");
-        assert_eq!(upload.commit().expect("commits"), 5);
-        let file = folder.path().join("a/b/file");
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o751)).expect("chmod");
-        std::os::unix::fs::symlink("a/b/file", folder.path().join("link")).expect("link");
-        let mut upload = Upload::start(place(folder.path(), "link")).expect("starts");
-        upload.write(b"second").expect("writes");
-        drop(upload);
-        assert_eq!(std::fs::read(&file).expect("reads"), b"first");
-        assert_eq!(std::fs::read_dir(folder.path().join("a/b")).expect("lists").count(), 1);
-        let mut upload = Upload::start(place(folder.path(), "link")).expect("starts");
-        upload.write(b"third").expect("writes");
-        upload.commit().expect("commits");
-        assert_eq!(std::fs::read(&file).expect("reads"), b"third");
-        assert_eq!(std::fs::metadata(&file).expect("stat").permissions().mode() & 0o7777, 0o751);
-        assert!(folder.path().join("link").is_symlink());
     }
 
     #[test]
@@ -388,7 +400,7 @@ mod tests {
         for _ in 0..600 {
             rustix::fs::mkdirat(&here, "deeper", Mode::from_raw_mode(0o755)).expect("makes");
             rustix::fs::symlinkat("/", &here, "link").expect("links");
-            here = open_child(&here, "deeper").expect("opens");
+            here = open_child(&here, c"deeper").expect("opens");
         }
         assert_eq!(
             remove(&top, Removal::Single).expect_err("a directory").kind(),
@@ -404,25 +416,91 @@ mod tests {
         std::fs::write(folder.path().join("a"), "a").expect("write");
         std::fs::write(folder.path().join("b"), "b").expect("write");
         let (a, b, c) = (place(folder.path(), "a"), place(folder.path(), "b"), place(folder.path(), "c"));
-        assert_eq!(move_file(&a, &b).expect_err("exists").kind(), io::ErrorKind::AlreadyExists);
+        let nowhere = place(folder.path(), "none/c");
+        let refused = |result: Result<(), NotMoved>| match result.expect_err("is refused") {
+            NotMoved::Source(error) => ("source", error.kind()),
+            NotMoved::Destination(error) => ("destination", error.kind()),
+        };
+        assert_eq!(refused(move_file(&a, &b)), ("destination", io::ErrorKind::AlreadyExists));
+        assert_eq!(refused(move_file(&a, &nowhere)), ("destination", io::ErrorKind::NotFound));
         move_file(&a, &c).expect("moves");
-        assert_eq!(move_file(&a, &c).expect_err("missing").kind(), io::ErrorKind::NotFound);
+        assert_eq!(refused(move_file(&a, &c)), ("source", io::ErrorKind::NotFound));
         assert_eq!(std::fs::read(folder.path().join("c")).expect("reads"), b"a");
     }
 
+    /// A folder on another file system than the temporary ones, where this machine has one that can be written to.
+    fn elsewhere() -> Option<tempfile::TempDir> {
+        let here = rustix::fs::stat(std::env::temp_dir().as_path()).ok()?.st_dev;
+        let folder = ["/dev/shm", "/var/tmp", "/run"]
+            .iter()
+            .filter(|path| rustix::fs::stat(**path).is_ok_and(|stat| stat.st_dev != here))
+            .find_map(|path| tempfile::tempdir_in(path).ok());
+        if folder.is_none() {
+            eprintln!("SKIPPED: this machine has one file system only");
+        }
+        folder
+    }
+
     #[test]
-    fn trees_are_copied_with_links_and_modes() {
-        use std::os::unix::fs::PermissionsExt as _;
+    fn trees_move_between_file_systems_with_links_modes_times_and_holes() {
+        use std::os::unix::{
+            ffi::OsStrExt as _,
+            fs::{MetadataExt as _, PermissionsExt as _},
+        };
+        let Some(other) = elsewhere() else { return };
         let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir_all(folder.path().join("a/b")).expect("makes");
-        std::fs::write(folder.path().join("a/b/file"), vec![7_u8; COPY_BYTES + 1]).expect("write");
-        std::fs::set_permissions(folder.path().join("a/b/file"), std::fs::Permissions::from_mode(0o640))
-            .expect("chmod");
+        let inside = folder.path().join("a/b");
+        std::fs::create_dir_all(&inside).expect("makes");
+        let file = File::create(inside.join("file")).expect("makes");
+        file.write_all_at(&[7; 5000], 40 << 20).expect("writes behind a hole");
+        file.set_len(1 << 30).expect("ends with a hole");
+        file.set_permissions(std::fs::Permissions::from_mode(0o640)).expect("chmod");
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000))
+            .expect("sets the time");
         std::os::unix::fs::symlink("b/file", folder.path().join("a/link")).expect("link");
-        let base = rustix::fs::open(folder.path(), OFlags::RDONLY, Mode::empty()).expect("opens");
-        copy(&base, "a", &base, "copy", COPY_DEPTH_MAX).expect("copies");
-        let copied = folder.path().join("copy/link");
-        assert_eq!(std::fs::read(&copied).expect("reads through the link").len(), COPY_BYTES + 1);
-        assert_eq!(std::fs::metadata(copied).expect("stat").permissions().mode() & 0o7777, 0o640);
+        let odd = std::ffi::OsStr::from_bytes(b"not \xff text");
+        std::fs::write(folder.path().join("a").join(odd), "odd").expect("writes");
+        move_file(&place(folder.path(), "a"), &place(other.path(), "moved")).expect("moves");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("lists").count(), 0);
+        assert_eq!(std::fs::read_dir(other.path()).expect("lists").count(), 1);
+        let moved = other.path().join("moved");
+        let file = File::open(moved.join("link")).expect("opens through the link");
+        let stat = file.metadata().expect("stat");
+        assert_eq!(
+            (stat.len(), stat.permissions().mode() & 0o7777, stat.mtime()),
+            (1 << 30, 0o640, 1_000_000)
+        );
+        assert!(stat.blocks() * 512 < 8 << 20, "holes stay holes");
+        let mut bytes = [0; 5001];
+        file.read_exact_at(&mut bytes, (40 << 20) - 1).expect("reads");
+        assert!(bytes[0] == 0 && bytes[1..].iter().all(|byte| *byte == 7));
+        assert_eq!(std::fs::read(moved.join(odd)).expect("reads"), b"odd");
+    }
+
+    #[test]
+    fn a_move_between_file_systems_that_fails_leaves_everything_as_it_was() {
+        let Some(other) = elsewhere() else { return };
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(folder.path().join("a")).expect("makes");
+        std::fs::write(folder.path().join("a/file"), "a").expect("writes");
+        let _socket =
+            std::os::unix::net::UnixListener::bind(folder.path().join("a/socket")).expect("a socket");
+        let moved = move_file(&place(folder.path(), "a"), &place(other.path(), "moved"));
+        assert!(matches!(moved, Err(NotMoved::Destination(_))), "{moved:?}");
+        assert_eq!(std::fs::read_dir(other.path()).expect("lists").count(), 0);
+        assert_eq!(std::fs::read_dir(folder.path().join("a")).expect("lists").count(), 2);
+    }
+
+    #[test]
+    fn names_that_are_no_text_and_many_folders_are_removed() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let tree = folder.path().join("tree");
+        for number in 0..3000 {
+            std::fs::create_dir_all(tree.join(format!("{number}/inner"))).expect("makes");
+        }
+        std::fs::write(tree.join("7/inner").join(std::ffi::OsStr::from_bytes(b"\xfe")), "x").expect("writes");
+        remove(&place(folder.path(), "tree"), Removal::Recursive).expect("removes");
+        assert!(!tree.exists());
     }
 }

@@ -20,9 +20,10 @@ mod spawn;
 mod terminal;
 mod tree;
 mod uevents;
+mod uploads;
 mod usage;
 
-pub(crate) use changes::{Removal, Upload, make_folder, make_link, move_file, remove, set_mode, set_owner};
+pub(crate) use changes::{NotMoved, Removal, make_folder, make_link, move_file, remove, set_mode, set_owner};
 pub(crate) use channel::Channel;
 pub(crate) use children::{Child, Children, Ending};
 pub(crate) use first::{begin_machine, is_first_process, say};
@@ -43,4 +44,5 @@ pub(crate) use terminal::{
     Script, Terminal, discard, input_pipe, output_pipe, random_hex, script_pipe, second_reader, second_writer,
 };
 pub(crate) use tree::{Birth, Family};
+pub(crate) use uploads::Upload;
 pub(crate) use usage::{Gauge, Scope, space};

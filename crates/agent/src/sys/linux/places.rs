@@ -4,6 +4,7 @@
 //! symbolic link swapped in meanwhile changes nothing. Without one, paths mean what they mean to the workload.
 
 use std::{
+    ffi::CString,
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -262,15 +263,27 @@ pub(crate) fn open_directory(place: &Place) -> io::Result<OwnedFd> {
 }
 
 /// A directory below `top`, links nowhere followed.
-pub(super) fn open_below(top: &impl AsFd, path: &str) -> io::Result<OwnedFd> {
+fn open_below(top: &impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let path = if path.is_empty() { "." } else { path };
     Ok(rustix::fs::openat2(top, path, flags, Mode::empty(), resolve)?)
 }
 
+/// Names in a directory, as the kernel has them.
+pub(super) fn raw_names(directory: &impl AsFd) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    Ok(names)
+}
+
 /// Names in a directory. Those that are no UTF-8 cannot be said in this API and are left out.
-pub(super) fn names(directory: &impl AsFd) -> io::Result<Vec<String>> {
+fn names(directory: &impl AsFd) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
