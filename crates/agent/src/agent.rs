@@ -27,6 +27,7 @@ use crate::{
     shell::{Shells, dialect::ShellChoice},
     sys::{self, Children, Scope},
     system::Usage,
+    upgrade::Upgrades,
 };
 
 /// Work on files that may take long and is done at once.
@@ -44,9 +45,9 @@ const FEATURES: [Feature; 10] = [
     Feature::Pty,
     Feature::Files,
     Feature::Env,
-    Feature::Git,
     Feature::CodeRun,
     Feature::Interpreter,
+    Feature::Git,
 ];
 
 /// How the agent was started.
@@ -82,7 +83,7 @@ impl Environment {
 
 /// The agent.
 pub(crate) struct Agent {
-    standing: Standing,
+    pub(crate) standing: Standing,
     environment: Mutex<Environment>,
     /// Where shells and processes start, and relative paths too.
     pub(crate) workdir: String,
@@ -90,6 +91,8 @@ pub(crate) struct Agent {
     pub(crate) workload: Workload,
     /// Which shell persistent sessions run.
     pub(crate) shell: ShellChoice,
+    /// What its machine may use, as it was told.
+    pub(crate) limits: Limits,
     /// What it has started.
     pub(crate) children: Children,
     /// Persistent shells.
@@ -102,14 +105,16 @@ pub(crate) struct Agent {
     pub(crate) git: Git,
     /// Terminals of the compatible contract.
     pub(crate) terminals: Terminals,
+    /// Interpreter contexts of the compatible contract.
+    pub(crate) contexts: Contexts,
     /// Room for work on files that may take long: fewer at once than there are threads for files.
     pub(crate) long_file_work: Semaphore,
     /// What it knows of the use of its machine.
     pub(crate) usage: Usage,
     /// What is passed on to ports.
     pub(crate) proxy: Proxy,
-    /// Interpreter contexts of the compatible contract.
-    pub(crate) contexts: Contexts,
+    /// What it knows about being replaced.
+    pub(crate) upgrades: Upgrades,
 }
 
 impl Agent {
@@ -144,6 +149,26 @@ impl Agent {
         Self::new(Standing::ByHand, env, workdir, user, shell, Limits::default())
     }
 
+    /// An agent in the place of another one, with its variables (and whether a greeting has brought some).
+    pub(crate) fn restored(
+        standing: Standing,
+        (variables, greeted_with): (BTreeMap<String, String>, bool),
+        workdir: String,
+        workload: Workload,
+        shell: ShellChoice,
+        limits: Limits,
+    ) -> Arc<Self> {
+        let agent = Self::new(standing, BTreeMap::new(), workdir, workload, shell, limits);
+        *agent.variables() = Environment { variables, greeted_with };
+        agent
+    }
+
+    /// What new processes find, and whether a greeting has brought some of it.
+    pub(crate) fn told_variables(&self) -> (BTreeMap<String, String>, bool) {
+        let environment = self.variables();
+        (environment.variables.clone(), environment.greeted_with)
+    }
+
     fn new(
         standing: Standing,
         mut env: BTreeMap<String, String>,
@@ -164,16 +189,18 @@ impl Agent {
             workdir,
             workload,
             shell,
+            limits,
             children: Children::default(),
             shells: Shells::default(),
             processes: Processes::default(),
             sessions: Sessions::default(),
             git: Git::default(),
             terminals: Terminals::default(),
+            contexts: Contexts::default(),
             long_file_work: Semaphore::new(LONG_FILE_WORK_MAX),
             usage,
             proxy: Proxy::default(),
-            contexts: Contexts::default(),
+            upgrades: Upgrades::default(),
         })
     }
 
@@ -333,12 +360,16 @@ pub(crate) async fn hello(
 /// What a greeting is answered with.
 pub(crate) fn reply(agent: &Agent, protocol: u32, sandbox_id: String, generation: u64) -> HelloReply {
     let mut features = FEATURES.to_vec();
+    if agent.upgrades.is_offered() {
+        features.push(Feature::Upgrade);
+    }
     if agent.standing == Standing::Guest {
         features.push(Feature::Guest);
     }
     HelloReply {
         protocol: protocol.min(PROTOCOL_VERSION),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        build: Some(sys::own_build()).filter(|build| !build.is_empty()),
         sandbox_id,
         generation,
         features,

@@ -4,6 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     io::{self, Write},
     net::SocketAddr,
+    os::fd::RawFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,6 +19,7 @@ use crate::{
     http::{self, Door, Listener},
     shell::dialect::ShellChoice,
     sys::{self, Interest, Signals},
+    upgrade::{self, Document, Replaceable, Taken},
 };
 
 /// Threads that may touch files at once.
@@ -33,7 +35,7 @@ Usage:
   sandhaus-agent --init
   sandhaus-agent --guest [--listen HOST:PORT] [--network]
   sandhaus-agent --guest-init
-  sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR] [--shell PATH]
+  sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR] [--shell PATH] [--replaceable]
 
 Options:
   --init           Serve as PID 1: listening socket on descriptor 3, boot document on 4
@@ -44,6 +46,8 @@ Options:
   --listen ADDR    Serve by hand, as the current user
   --workdir DIR    Where shells and processes start [default: the current directory]
   --shell PATH     Shell of persistent sessions [default: bash if there is one, else sh]
+  --replaceable    Let whoever reaches the address replace the agent by another build of it;
+                   on a Unix socket they may anyway
   --version        Print the version
   --help           Print this help
 ";
@@ -52,9 +56,28 @@ Options:
 #[derive(Debug, PartialEq, Eq)]
 enum Order {
     Init,
-    Guest { listen: Option<SocketAddr>, network: Network },
+    Guest {
+        listen: Option<SocketAddr>,
+        network: Network,
+    },
     GuestInit,
-    Listen { address: Address, workdir: Option<PathBuf>, shell: Option<String> },
+    Listen {
+        address: Address,
+        workdir: Option<PathBuf>,
+        shell: Option<String>,
+        replaceable: Replaceable,
+    },
+    /// In the place of another agent, whose state and program are behind these descriptors. `returned` is why one that
+    /// was to take this one's place did not.
+    Resume {
+        state: RawFd,
+        program: RawFd,
+        returned: Option<String>,
+    },
+    /// Only say whether that could be.
+    CheckState {
+        state: RawFd,
+    },
     Version,
     Help,
 }
@@ -70,11 +93,18 @@ impl Order {
         let mut arguments = arguments;
         let (mut address, mut workdir, mut shell) = (None, None, None);
         let (mut modes, mut network) = (Vec::new(), Network::Elsewhere);
+        let mut replaceable = Replaceable::No;
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--init" | "--guest" | "--guest-init" => modes.push(argument),
                 "--network" => network = Network::Agent,
+                "--replaceable" => replaceable = Replaceable::Yes,
+                upgrade::RESUME => {
+                    let (state, program) = (descriptor(&value()?)?, descriptor(&value()?)?);
+                    return Ok(Self::Resume { state, program, returned: arguments.next() });
+                }
+                upgrade::CHECK => return Ok(Self::CheckState { state: descriptor(&value()?)? }),
                 "--listen" => address = Some(Address::parse(&value()?)?),
                 "--workdir" => workdir = Some(PathBuf::from(value()?)),
                 "--shell" => shell = Some(value()?),
@@ -84,7 +114,7 @@ impl Order {
             }
         }
         let modes: Vec<&str> = modes.iter().map(String::as_str).collect();
-        let by_hand = workdir.is_some() || shell.is_some();
+        let by_hand = workdir.is_some() || shell.is_some() || replaceable == Replaceable::Yes;
         match (modes.as_slice(), address) {
             (["--guest"], Some(Address::Unix(_))) => Err("--guest listens on TCP".to_owned()),
             (["--guest"], address) if !by_hand => {
@@ -99,7 +129,7 @@ impl Order {
             }
             (["--init"], None) if !by_hand => Ok(Self::Init),
             (["--guest-init"], None) if !by_hand => Ok(Self::GuestInit),
-            ([], Some(address)) => Ok(Self::Listen { address, workdir, shell }),
+            ([], Some(address)) => Ok(Self::Listen { address, workdir, shell, replaceable }),
             ([], None) => Err("none of --init, --guest, --guest-init, --listen given; try --help".to_owned()),
             (modes, _) => Err(format!("{} cannot be given with these other arguments", modes.join(" "))),
         }
@@ -110,6 +140,10 @@ impl Order {
         let name = Path::new(program?).file_name()?;
         (name == "init" && sys::is_first_process()).then_some(Self::GuestInit)
     }
+}
+
+fn descriptor(text: &str) -> Result<RawFd, String> {
+    text.parse().map_err(|_| format!("{text} is no descriptor"))
 }
 
 impl Address {
@@ -138,7 +172,11 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<(
         Order::Init => run_init(),
         Order::Guest { listen, network } => guest::run(listen, network),
         Order::GuestInit => guest::run_first(),
-        Order::Listen { address, workdir, shell } => run_by_hand(&address, workdir, shell),
+        Order::Listen { address, workdir, shell, replaceable } => {
+            run_by_hand(&address, workdir, shell, replaceable)
+        }
+        Order::Resume { state, program, returned } => upgrade::resume(state, program, returned),
+        Order::CheckState { state } => upgrade::check_state(state),
     }
 }
 
@@ -155,11 +193,29 @@ fn run_init() -> io::Result<()> {
         if !entrypoint.is_empty() {
             agent.sessions.start_entrypoint(&agent, &entrypoint);
         }
-        serve(agent, listener).await
+        serve(agent, listener, Replaceable::Yes).await
     })
 }
 
-fn run_by_hand(address: &Address, workdir: Option<PathBuf>, shell: Option<String>) -> io::Result<()> {
+/// Goes on in the place of another agent.
+pub(crate) fn resume(document: Document, taken: Taken) -> io::Result<()> {
+    taken.prepare(&document)?;
+    let workload = document.workload.clone();
+    let runtime = taken.or_back(runtime(move || sys::enter_workload_thread(&workload)))?;
+    runtime.block_on(async {
+        make_file_thread();
+        let (agent, listener) = taken.take_over(document)?;
+        // It would not have been replaced otherwise.
+        serve(agent, listener, Replaceable::Yes).await
+    })
+}
+
+fn run_by_hand(
+    address: &Address,
+    workdir: Option<PathBuf>,
+    shell: Option<String>,
+    replaceable: Replaceable,
+) -> io::Result<()> {
     sys::prepare_by_hand()?;
     let workdir = match workdir {
         Some(path) => path.canonicalize()?,
@@ -184,16 +240,24 @@ fn run_by_hand(address: &Address, workdir: Option<PathBuf>, shell: Option<String
             Address::Unix(path) => path.display().to_string(),
         };
         writeln!(io::stdout(), "Starting toolbox server on {shown}")?;
-        serve(agent, listener).await
+        let replaceable = match address {
+            Address::Tcp(_) => replaceable,
+            Address::Unix(_) => Replaceable::Yes,
+        };
+        serve(agent, listener, replaceable).await
     })
 }
 
 fn runtime_of(agent: &Agent) -> io::Result<tokio::runtime::Runtime> {
     let workload = agent.workload.clone();
     let runtime = runtime(move || sys::enter_workload_thread(&workload))?;
-    // The first file thread exists before any limit can refuse it.
-    runtime.spawn_blocking(|| {});
+    runtime.block_on(async { make_file_thread() });
     Ok(runtime)
+}
+
+/// The first thread for files is there before any limit can refuse it.
+pub(crate) fn make_file_thread() {
+    drop(tokio::task::spawn_blocking(|| {}));
 }
 
 /// The runtime of every kind of agent; `enter` is run by each of its threads for files.
@@ -208,12 +272,12 @@ pub(crate) fn runtime(enter: impl Fn() + Send + Sync + 'static) -> io::Result<to
 }
 
 /// Serves and reaps until someone who may says it is enough.
-async fn serve(agent: Arc<Agent>, listener: Listener) -> io::Result<()> {
+async fn serve(agent: Arc<Agent>, listener: Listener, replaceable: Replaceable) -> io::Result<()> {
+    agent.upgrades.serve(upgrade::Place { listener: listener.number(), replaceable, guest: None });
     let signals = Signals::new()?;
     // Ends that came before the signals were listened to.
     agent.children.reap();
-    let server =
-        tokio::spawn(http::serve(Door::Open(http::routes().with_state(Arc::clone(&agent))), listener));
+    let server = tokio::spawn(http::serve(Door::open(&agent), listener));
     while signals.next().await? == Interest::Child {
         agent.children.reap();
     }
@@ -235,12 +299,20 @@ mod tests {
     fn command_lines() {
         assert_eq!(parse("--init"), Ok(Order::Init));
         let address = Address::Unix(PathBuf::from("/a b".replace(' ', "_")));
-        assert_eq!(parse("--listen unix:/a_b"), Ok(Order::Listen { address, workdir: None, shell: None }));
+        assert_eq!(
+            parse("--listen unix:/a_b"),
+            Ok(Order::Listen { address, workdir: None, shell: None, replaceable: Replaceable::No })
+        );
         let address = Address::Tcp("127.0.0.1:2280".parse().expect("a valid address"));
         let workdir = Some(PathBuf::from("/w"));
         assert_eq!(
             parse("--listen 127.0.0.1:2280 --workdir /w --shell /s"),
-            Ok(Order::Listen { address, workdir, shell: Some("/s".to_owned()) })
+            Ok(Order::Listen {
+                address,
+                workdir,
+                shell: Some("/s".to_owned()),
+                replaceable: Replaceable::No
+            })
         );
         for wrong in
             ["", "--listen", "--listen nowhere", "--init --workdir /w", "--init --listen unix:/a", "x"]
@@ -254,6 +326,10 @@ mod tests {
             Ok(Order::Guest { listen, network: Network::Agent })
         );
         assert_eq!(parse("--guest-init"), Ok(Order::GuestInit));
+        assert_eq!(parse("--resume 7 8"), Ok(Order::Resume { state: 7, program: 8, returned: None }));
+        let returned = Some("why".to_owned());
+        assert_eq!(parse("--resume 7 8 why"), Ok(Order::Resume { state: 7, program: 8, returned }));
+        assert_eq!(parse("--check-state 3"), Ok(Order::CheckState { state: 3 }));
         for wrong in [
             "--guest --init",
             "--guest --guest",
@@ -262,6 +338,9 @@ mod tests {
             "--guest-init --network",
             "--init --network",
             "--listen 127.0.0.1:1 --network",
+            "--init --replaceable",
+            "--resume 3",
+            "--check-state x",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -69,6 +69,17 @@ impl Error {
         Self::new(StatusCode::CONFLICT, "CONFLICT", format!("conflict: {message}"))
     }
 
+    /// 409 that names what keeps the agent from being replaced.
+    pub(crate) fn in_the_way(what: impl std::fmt::Display) -> Self {
+        let message = format!("conflict: the agent cannot be replaced during {what}");
+        Self::new(StatusCode::CONFLICT, sandhaus_protocol::upgrade::IN_THE_WAY, message)
+    }
+
+    /// 409 of a next agent that does not take over.
+    pub(crate) fn not_taken(message: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::CONFLICT, sandhaus_protocol::upgrade::NOT_TAKEN, format!("conflict: {message}"))
+    }
+
     /// 410 with the code of what has ended.
     pub(crate) fn gone(code: &'static str, message: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::GONE, code, format!("gone: {message}"))

@@ -63,13 +63,14 @@ impl Track {
     /// Moves what there is below `limit` into `out`. True when the limit is reached.
     fn drain(&mut self, base: u64, limit: Option<u64>, out: &mut Vec<u8>) -> bool {
         let reader = self.reader.get_or_insert_with(|| self.log.attach(base.saturating_add(self.offset)));
+        let end = out.len() + CHUNK_BYTES;
         loop {
-            match reader.take(CHUNK_BYTES, limit) {
+            match reader.take(end.saturating_sub(out.len()), limit) {
                 Found::Nothing => break,
                 Found::Gap(from) => frame::encode(self.gap, from.saturating_sub(base), &[], out),
                 Found::Bytes(from, bytes) => {
                     frame::encode(self.bytes, from.saturating_sub(base), &bytes, out);
-                    if out.len() >= CHUNK_BYTES {
+                    if out.len() >= end {
                         break;
                     }
                 }

@@ -1,7 +1,14 @@
 //! The routes, the accept loop and the error body. Every answer that is not a success has the body of the
 //! compatible contract, whoever refused: a route, an extractor or the router.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd, RawFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -13,7 +20,11 @@ use axum::{
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use sandhaus_protocol::guest::{NOT_GREETED, REFUSAL_HEADER};
+use sandhaus_protocol::{
+    frame::PAYLOAD_BYTES_MAX,
+    guest::{NOT_GREETED, REFUSAL_HEADER},
+    upgrade,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -22,8 +33,15 @@ use tokio::{
 use tower::Service as _;
 
 use crate::{
-    agent::Agent, code_run, desktop, error::Error, execute, files, git, guest::Guest, interpreter, ports,
-    process, proxy, pty, session, shell, system,
+    agent::Agent,
+    code_run, desktop,
+    error::Error,
+    execute, files, git,
+    guest::Guest,
+    interpreter, ports, process, proxy, pty,
+    ring::UNSENT_BYTES_MAX,
+    session, shell, sys, system,
+    upgrade::{Connection, Hold, passing},
 };
 
 /// Most connections at once; further ones wait to be accepted.
@@ -34,6 +52,11 @@ const JSON_BYTES_MAX: usize = 8 << 20;
 
 /// A connection without a request is closed after so long; a request's head must arrive in this time.
 const IDLE: Duration = Duration::from_secs(70);
+
+/// Bytes of an answer that wait for a slow connection before more are asked for.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+const _: () = assert!(BUFFER_BYTES + PAYLOAD_BYTES_MAX <= UNSENT_BYTES_MAX);
 
 /// Pause after a failed accept: out of descriptors or memory, so others must end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -50,6 +73,23 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
+    /// One that another program has left open.
+    pub(crate) fn inherited(socket: OwnedFd) -> io::Result<Self> {
+        let unix = std::os::unix::net::UnixListener::from(socket);
+        if unix.local_addr().is_ok() {
+            return UnixListener::from_std(unix).map(Self::Unix);
+        }
+        TcpListener::from_std(OwnedFd::from(unix).into()).map(Self::Tcp)
+    }
+
+    /// Its number, which is the same as long as it is open.
+    pub(crate) fn number(&self) -> RawFd {
+        match self {
+            Self::Unix(listener) => sys::number(listener),
+            Self::Tcp(listener) => sys::number(listener),
+        }
+    }
+
     /// The TCP port.
     pub(crate) fn port(&self) -> Option<u16> {
         match self {
@@ -75,6 +115,7 @@ pub(crate) fn routes() -> Router<Arc<Agent>> {
         .merge(ports::routes())
         .merge(proxy::routes())
         .merge(desktop::routes())
+        .merge(crate::upgrade::routes())
         .layer(body_limit())
 }
 
@@ -87,7 +128,12 @@ pub(crate) fn body_limit() -> DefaultBodyLimit {
 #[derive(Clone)]
 pub(crate) enum Door {
     /// Always the same.
-    Open(Router),
+    Open {
+        /// The agent.
+        agent: Arc<Agent>,
+        /// Its routes.
+        router: Router,
+    },
     /// Those that a virtual machine's agent has for this peer at present.
     Guest {
         /// The agent.
@@ -98,9 +144,24 @@ pub(crate) enum Door {
 }
 
 impl Door {
+    /// The way to everything that this agent has.
+    pub(crate) fn open(agent: &Arc<Agent>) -> Self {
+        Self::Open { agent: Arc::clone(agent), router: routes().with_state(Arc::clone(agent)) }
+    }
+
+    /// Notes a request as long as the agent cannot be replaced for its sake.
+    fn note(&self, method: &Method, path: &str) -> Hold {
+        match self {
+            Self::Open { agent, .. } => agent.upgrades.request(method, path),
+            Self::Guest { guest, .. } => {
+                guest.agent().map_or_else(Hold::none, |agent| agent.upgrades.request(method, path))
+            }
+        }
+    }
+
     async fn answer(&self, peer: Option<SocketAddr>, mut request: axum::extract::Request) -> Response {
         let mut router = match (self, peer) {
-            (Self::Open(router), _) => router.clone(),
+            (Self::Open { router, .. }, _) => router.clone(),
             // Never: such an agent listens on TCP alone.
             (Self::Guest { .. }, None) => return Error::unauthorized("nobody is known here").into_response(),
             (Self::Guest { guest, reception }, Some(peer)) => {
@@ -160,23 +221,29 @@ enum Stream {
 }
 
 async fn connection<P>(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    stream: impl AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static,
     peer: Option<SocketAddr>,
     door: Door,
     _place: P,
 ) {
+    let number = sys::number(&stream);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let door = door.clone();
         async move {
-            let request = request.map(Body::new);
+            let mut request = request.map(Body::new);
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            let hold = door.note(&method, &path);
+            if path == upgrade::PATH {
+                request.extensions_mut().insert(Connection(number));
+            }
             let response = door.answer(peer, request).await;
-            Ok::<_, Infallible>(finish(response, &method, &path).await)
+            Ok::<_, Infallible>(passing(finish(response, &method, &path).await, hold))
         }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
+        .max_buf_size(BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;

@@ -31,6 +31,7 @@ mod session;
 mod shell;
 mod sys;
 mod system;
+mod upgrade;
 mod websocket;
 
 use std::{io::Write, process::ExitCode};

@@ -8,6 +8,11 @@
 //! A process has ended when it has, whatever it left running in the background: what its streams held at that moment
 //! is still delivered, then the exit record. What is left running can go on printing, to nobody. A time limit, by
 //! contrast, ends the whole family.
+//!
+//! What is known of a process is in the table, and its tasks hold nothing else: [`hand_over`] tells it to the agent's
+//! successor at any moment.
+
+mod hand_over;
 
 use std::{
     collections::BTreeMap,
@@ -28,9 +33,11 @@ use sandhaus_protocol::process::{
     ARGS_MAX, Exit, KEEP_FINISHED, PROCESSES_MAX, Process, RING_BYTES, Resize, Signal, Spawn,
 };
 use tokio::{
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, watch},
     task::JoinHandle,
 };
+
+pub(crate) use self::hand_over::Carried;
 
 use crate::{
     agent::Agent,
@@ -39,7 +46,7 @@ use crate::{
     http,
     ring::Log,
     sys::{
-        Channel, Child, Command, Ending, Family, Session, SpawnError, Terminal, discard, input_pipe,
+        Channel, Child, Command, Ended, Ending, Family, Session, SpawnError, Terminal, discard, input_pipe,
         output_pipe, signal_group, signal_pids,
     },
 };
@@ -89,6 +96,8 @@ pub(crate) struct Processes {
 struct Table {
     next_id: u64,
     by_id: BTreeMap<u64, Arc<Tracked>>,
+    /// Streams of ended processes into which background jobs still print.
+    drains: Vec<Arc<Channel>>,
 }
 
 /// A process and what is known of it.
@@ -98,16 +107,49 @@ pub(crate) struct Tracked {
     family: Family,
     changed: Arc<Notify>,
     logs: [Arc<Log>; 2],
-    input: tokio::sync::Mutex<Option<Arc<Channel>>>,
+    /// Where each log comes from, until its end.
+    outputs: Mutex<[Option<Arc<Channel>>; 2]>,
+    /// Whose turn it is to write into the input.
+    turn: tokio::sync::Mutex<()>,
+    input: Mutex<Option<Arc<Channel>>>,
     terminal: Option<Arc<Channel>>,
     kill: Notify,
+    started: Instant,
+    limit: Option<Duration>,
+    ended: Option<Ended>,
+    fate: Mutex<Fate>,
     exit: Mutex<Option<Exit>>,
+}
+
+/// What is to become of a process before it ends by itself.
+#[derive(Debug, Clone, Copy, Default)]
+struct Fate {
+    /// It is being killed.
+    doomed: bool,
+    /// Its time was over.
+    timed_out: bool,
+    /// It is killed when the reader of its first stream leaves.
+    tethered: bool,
+    /// It was so, and that stream was cut by the agent's own replacement.
+    loose: bool,
 }
 
 impl Tracked {
     /// How it ended, if it has.
     pub(crate) fn exit(&self) -> MutexGuard<'_, Option<Exit>> {
         self.exit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn input(&self) -> MutexGuard<'_, Option<Arc<Channel>>> {
+        self.input.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outputs(&self) -> MutexGuard<'_, [Option<Arc<Channel>>; 2]> {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fate(&self) -> MutexGuard<'_, Fate> {
+        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its standard output; where both streams are one, both.
@@ -170,6 +212,16 @@ impl Processes {
             table.by_id.remove(id);
         }
         Ok(())
+    }
+
+    /// Has what is printed into a stream thrown away.
+    fn drain(&self, agent: &Arc<Agent>, channel: Arc<Channel>) {
+        self.table().drains.push(Arc::clone(&channel));
+        let agent = Arc::clone(agent);
+        tokio::spawn(async move {
+            drain(&channel).await;
+            agent.processes.table().drains.retain(|other| !Arc::ptr_eq(other, &channel));
+        });
     }
 
     fn insert(&self, make: impl FnOnce(u64) -> Tracked) -> Arc<Tracked> {
@@ -303,31 +355,51 @@ pub(crate) fn launch(
     drop(theirs);
     let terminal = terminal.map(|(_, master)| master);
     let changed = Arc::new(Notify::new());
+    let mut outputs = outputs.into_iter().map(Arc::new);
     let tracked = agent.processes.insert(|id| Tracked {
         id,
         argv: shown,
         family: Family { root: child.as_ref().map_or(0, |child| child.pid), mark },
         changed: Arc::clone(&changed),
         logs: [Log::new(RING_BYTES, Arc::clone(&changed)), Log::new(RING_BYTES, changed)],
-        input: tokio::sync::Mutex::new(input.filter(|_| child.is_some())),
+        outputs: Mutex::new([outputs.next(), outputs.next()]),
+        turn: tokio::sync::Mutex::default(),
+        input: Mutex::new(input.filter(|_| child.is_some())),
         terminal,
         kill: Notify::new(),
+        started,
+        limit: (spawn.timeout_ms > 0).then(|| Duration::from_millis(spawn.timeout_ms)),
+        ended: child.as_ref().map(|child| child.ended.clone()),
+        fate: Mutex::default(),
         exit: Mutex::new(exit),
     });
     if let Some(child) = child {
-        let limit = (spawn.timeout_ms > 0).then(|| Duration::from_millis(spawn.timeout_ms));
-        let ending = if tracked.terminal.is_some() { LastWords::UntilQuiet } else { LastWords::WhatIsThere };
-        let (finish, _) = watch::channel(());
-        let pumps = outputs
-            .into_iter()
-            .zip(&tracked.logs)
-            .map(|(channel, log)| tokio::spawn(pump(channel, Arc::clone(log), finish.subscribe(), ending)))
-            .collect();
-        let supervision =
-            Supervision { agent: Arc::clone(agent), tracked: Arc::clone(&tracked), started, limit };
-        tokio::spawn(supervision.run(child, finish, pumps));
+        supervise(agent, &tracked, child);
     }
     Ok(tracked)
+}
+
+/// Starts the tasks of a process.
+fn supervise(agent: &Arc<Agent>, tracked: &Arc<Tracked>, child: Child) {
+    let ending = if tracked.terminal.is_some() { LastWords::UntilQuiet } else { LastWords::WhatIsThere };
+    let (finish, _) = watch::channel(());
+    let outputs = tracked.outputs().clone();
+    let pumps = outputs
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, channel)| {
+            let log = Arc::clone(&tracked.logs[index]);
+            let pumped = pump(channel?, log, finish.subscribe(), ending);
+            let tracked = Arc::clone(tracked);
+            Some(tokio::spawn(async move {
+                if pumped.await == Stream::Ended {
+                    tracked.outputs()[index] = None;
+                }
+            }))
+        })
+        .collect();
+    let supervision = Supervision { agent: Arc::clone(agent), tracked: Arc::clone(tracked) };
+    tokio::spawn(supervision.run(child, finish, pumps));
 }
 
 /// The exit record of what did not start; an error where it may start later or was asked for wrongly.
@@ -346,51 +418,55 @@ fn not_started(error: SpawnError) -> Result<Exit> {
 struct Supervision {
     agent: Arc<Agent>,
     tracked: Arc<Tracked>,
-    started: Instant,
-    limit: Option<Duration>,
 }
 
 impl Supervision {
-    async fn run(self, mut child: Child, finish: watch::Sender<()>, pumps: Vec<JoinHandle<Option<Channel>>>) {
-        let (ending, timed_out) = self.wait(&mut child.ended).await;
+    async fn run(self, mut child: Child, finish: watch::Sender<()>, pumps: Vec<JoinHandle<()>>) {
+        let ending = self.wait(&mut child.ended).await;
         // Nobody listens when both streams have ended already.
         let _ = finish.send(());
         for pump in pumps {
             // A pump does not panic, and is not aborted.
-            if let Ok(Some(channel)) = pump.await {
-                tokio::spawn(drain(channel));
-            }
+            let _ = pump.await;
+        }
+        for channel in std::mem::take(&mut *self.tracked.outputs()).into_iter().flatten() {
+            self.agent.processes.drain(&self.agent, channel);
         }
         *self.tracked.exit() = Some(Exit {
             exit_code: ending.code(),
             signal: ending.signal(),
-            timed_out,
+            timed_out: self.tracked.fate().timed_out,
             error: None,
-            duration_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            duration_ms: u64::try_from(self.tracked.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
         self.tracked.changed.notify_waiters();
-        // After the notice, which is what an input call in progress waits for while it holds the lock.
-        *self.tracked.input.lock().await = None;
+        // After the notice, which is what an input call in progress waits for while it has its turn.
+        let _turn = self.tracked.turn.lock().await;
+        *self.tracked.input() = None;
     }
 
-    async fn wait(&self, ended: &mut oneshot::Receiver<Ending>) -> (Ending, bool) {
+    async fn wait(&self, ended: &mut Ended) -> Ending {
         let limit = async {
-            match self.limit {
-                Some(limit) => tokio::time::sleep(limit).await,
+            match self.tracked.limit {
+                Some(limit) => tokio::time::sleep(limit.saturating_sub(self.tracked.started.elapsed())).await,
                 None => std::future::pending().await,
             }
         };
+        if self.tracked.fate().doomed {
+            self.tracked.kill.notify_one();
+        }
         // The sender lives in the agent's table until the end was reaped.
         let unknown = Ending::Exited(STATUS_NOT_EXECUTABLE);
-        let timed_out = tokio::select! {
+        tokio::select! {
             // Its end first: a process that ended in time was not too slow. All arms are cancel-safe.
             biased;
-            ending = &mut *ended => return (ending.unwrap_or(unknown), false),
-            () = self.tracked.kill.notified() => false,
-            () = limit => true,
-        };
+            ending = &mut *ended => return ending.unwrap_or(unknown),
+            () = self.tracked.kill.notified() => {}
+            () = limit => self.tracked.fate().timed_out = true,
+        }
+        self.tracked.fate().doomed = true;
         kill_family(&self.agent, &self.tracked.family).await;
-        (ended.await.unwrap_or(unknown), timed_out)
+        ended.await.unwrap_or(unknown)
     }
 }
 
@@ -403,14 +479,22 @@ enum LastWords {
     UntilQuiet,
 }
 
-/// Moves a stream into its log until its end, or until the process has ended and its last words are taken: then a pipe
-/// to which somebody may still write is given back.
+/// What is left of a stream whose process has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    /// Nothing.
+    Ended,
+    /// Somebody may still write to it.
+    Open,
+}
+
+/// Moves a stream into its log until its end, or until the process has ended and its last words are taken.
 async fn pump(
-    channel: Channel,
+    channel: Arc<Channel>,
     log: Arc<Log>,
     mut finish: watch::Receiver<()>,
     last_words: LastWords,
-) -> Option<Channel> {
+) -> Stream {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let room = log.wait_for_room().await.min(READ_BYTES);
@@ -418,7 +502,7 @@ async fn pump(
             // Cancel-safe: nothing is consumed unless this arm wins.
             read = channel.read(&mut buffer[..room]) => match read {
                 Ok(read @ 1..) => log.append(&buffer[..read]),
-                Ok(_) | Err(_) => return None,
+                Ok(_) | Err(_) => return Stream::Ended,
             },
             _ = finish.changed() => break,
         }
@@ -444,14 +528,14 @@ async fn pump(
         tokio::task::yield_now().await;
     }
     match last_words {
-        LastWords::WhatIsThere => Some(channel),
-        LastWords::UntilQuiet => None,
+        LastWords::WhatIsThere => Stream::Open,
+        LastWords::UntilQuiet => Stream::Ended,
     }
 }
 
 /// Takes what the background jobs of an ended process print, so that none dies of a closed pipe, until the last of
 /// them has ended.
-async fn drain(channel: Channel) {
+async fn drain(channel: &Channel) {
     let mut buffer = [0; DRAIN_BYTES];
     while let Ok(1..) = channel.read(&mut buffer).await {
         tokio::task::yield_now().await;
@@ -467,12 +551,19 @@ impl Guard for KillOnDisconnect {
     }
 }
 
+impl KillOnDisconnect {
+    fn tie(tracked: Arc<Tracked>) -> Box<Self> {
+        tracked.fate().tethered = true;
+        Box::new(Self(tracked))
+    }
+}
+
 /// `POST /sandhaus/process`.
 pub(crate) async fn spawn(State(agent): State<Arc<Agent>>, Json(spawn): Json<Spawn>) -> Result<Response> {
     let tracked = start(&agent, &spawn)?;
     let mut feed = tracked.feed(0, 0);
     if spawn.kill_on_disconnect {
-        feed = feed.guarded(Box::new(KillOnDisconnect(tracked)));
+        feed = feed.guarded(KillOnDisconnect::tie(tracked));
     }
     Ok(feed.respond().await)
 }
@@ -503,7 +594,14 @@ pub(crate) async fn output(
     Path(id): Path<u64>,
     Query(query): Query<OutputQuery>,
 ) -> Result<Response> {
-    Ok(agent.processes.find(id)?.feed(query.stdout, query.stderr).respond().await)
+    let tracked = agent.processes.find(id)?;
+    let feed = tracked.feed(query.stdout, query.stderr);
+    // The stream that it was tied to was cut when the agent was replaced: this one takes its place.
+    let loose = std::mem::take(&mut tracked.fate().loose);
+    match loose {
+        true => Ok(feed.guarded(KillOnDisconnect::tie(tracked)).respond().await),
+        false => Ok(feed.respond().await),
+    }
 }
 
 /// Query of an input call.
@@ -523,9 +621,9 @@ pub(crate) async fn stdin(
     const END_OF_TRANSMISSION: &[u8] = b"\x04";
     let tracked = agent.processes.find(id)?;
     // Calls for one process wait for each other, so their bytes do not mix.
-    let mut input = tracked.input.lock().await;
+    let _turn = tracked.turn.lock().await;
     let closed = || Error::gone("PROCESS_INPUT_CLOSED", format_args!("process {id} takes no more input"));
-    let channel = input.clone().ok_or_else(closed)?;
+    let channel = tracked.input().clone().ok_or_else(closed)?;
     while let Some(chunk) = http::next_chunk(&mut body).await? {
         tokio::select! {
             written = channel.write_all(&chunk) => written.map_err(|_| closed())?,
@@ -537,7 +635,7 @@ pub(crate) async fn stdin(
         if tracked.terminal.is_some() {
             channel.write_all(END_OF_TRANSMISSION).await.map_err(|_| closed())?;
         }
-        *input = None;
+        *tracked.input() = None;
     }
     Ok(StatusCode::NO_CONTENT)
 }

@@ -7,6 +7,8 @@
 //!                 └──────── writer <── any client's messages
 //! ```
 
+mod hand_over;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     os::fd::{AsFd as _, AsRawFd as _},
@@ -33,13 +35,15 @@ use sandhaus_protocol::{
 use serde::Deserialize;
 use tokio::sync::{broadcast, watch};
 
+pub(crate) use self::hand_over::Carried;
+
 use crate::{
     agent::Agent,
     clock,
     error::{Error, Result},
     execute::{check_variable, login_shell},
     process::kill_family,
-    sys::{Channel, Child, Command, Ending, Family, Session, Terminal},
+    sys::{Channel, Child, Command, Ended, Ending, Family, Session, Terminal},
     websocket::{self, EXIT_CONTROL},
 };
 
@@ -143,6 +147,7 @@ impl History {
 struct Running {
     master: Arc<Channel>,
     family: Family,
+    ended: Ended,
 }
 
 impl Pty {
@@ -187,7 +192,8 @@ impl Pty {
         })?;
         let family = Family { root: child.pid, mark };
         let reading = Channel::reading(terminal.master.try_clone()?)?;
-        let running = Running { master: Arc::new(Channel::writing(terminal.master)?), family };
+        let master = Arc::new(Channel::writing(terminal.master)?);
+        let running = Running { master, family, ended: child.ended.clone() };
         state.running = Some(running.clone());
         tokio::spawn(follow(Arc::clone(agent), Arc::clone(self), reading, child));
         Ok(running)

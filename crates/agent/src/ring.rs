@@ -8,6 +8,10 @@
 //! ```
 //! While a reader is attached and behind by a full ring, the writer waits for it, as a pipe would; a reader that makes
 //! no progress for [`STALL`] is left behind and gets a gap instead. Without a reader the oldest bytes are dropped.
+//!
+//! What a reader has taken may not have arrived where it sends it when its connection is cut. So a part of the ring stays
+//! behind each reader, and when the agent is replaced, which cuts every connection, readers are waited for as if they were
+//! still there until they come again.
 
 use std::{
     collections::VecDeque,
@@ -19,6 +23,10 @@ use tokio::sync::Notify;
 
 /// How long a full ring waits for an attached reader.
 pub(crate) const STALL: Duration = Duration::from_secs(30);
+
+/// Bytes that a reader may have taken and not sent yet, which large rings keep for the case that they never arrive: what the
+/// server keeps of an answer for a slow connection, see `crate::http`, and the piece that it was given last.
+pub(crate) const UNSENT_BYTES_MAX: usize = 128 * 1024;
 
 /// First allocation of a ring; it doubles as needed.
 const FIRST_BYTES: usize = 4096;
@@ -38,6 +46,8 @@ struct Inner {
     start: u64,
     readers: Vec<Position>,
     next_reader: u64,
+    /// Readers that the agent before this one had and that have not come again yet.
+    absent: usize,
 }
 
 struct Position {
@@ -66,8 +76,35 @@ pub(crate) enum Found {
 impl Log {
     /// A log that keeps up to `capacity` bytes and pulses `changed`. Allocates nothing yet.
     pub(crate) fn new(capacity: usize, changed: Arc<Notify>) -> Arc<Self> {
-        let inner = Inner { bytes: VecDeque::new(), start: 0, readers: Vec::new(), next_reader: 0 };
+        let inner =
+            Inner { bytes: VecDeque::new(), start: 0, readers: Vec::new(), next_reader: 0, absent: 0 };
         Arc::new(Self { capacity, inner: Mutex::new(inner), changed, room: Notify::new() })
+    }
+
+    /// A log that goes on where another one stood: with its bytes from offset `start` on, for so many readers who are to
+    /// come again.
+    pub(crate) fn restored(
+        capacity: usize,
+        changed: Arc<Notify>,
+        start: u64,
+        bytes: Vec<u8>,
+        absent: usize,
+    ) -> Arc<Self> {
+        let inner = Inner { bytes: bytes.into(), start, readers: Vec::new(), next_reader: 0, absent };
+        Arc::new(Self { capacity, inner: Mutex::new(inner), changed, room: Notify::new() })
+    }
+
+    /// Shows what is kept, in two pieces, and the offset of its first byte.
+    pub(crate) fn show<T>(&self, to: impl FnOnce(u64, [&[u8]; 2]) -> T) -> T {
+        let inner = self.lock();
+        let (front, back) = inner.bytes.as_slices();
+        to(inner.start, [front, back])
+    }
+
+    /// How many readers are waited for.
+    pub(crate) fn readers(&self) -> usize {
+        let inner = self.lock();
+        inner.readers.iter().filter(|reader| reader.waited_for).count() + inner.absent
     }
 
     /// Bytes written so far.
@@ -99,9 +136,16 @@ impl Log {
     /// How many bytes fit without taking unread ones from a reader that is waited for.
     pub(crate) fn room(&self) -> usize {
         let inner = self.lock();
-        let slowest = inner.readers.iter().filter(|r| r.waited_for).map(|r| r.offset).min();
-        let unread = slowest.map_or(0, |offset| inner.end().saturating_sub(offset));
+        let behind = self.kept_behind();
+        let slowest = inner.readers.iter().filter(|r| r.waited_for).map(|r| r.offset.saturating_sub(behind));
+        let absent = (inner.absent > 0).then_some(inner.start);
+        let unread = slowest.chain(absent).min().map_or(0, |offset| inner.end().saturating_sub(offset));
         self.capacity.saturating_sub(usize::try_from(unread).unwrap_or(usize::MAX))
+    }
+
+    /// How much of what a reader has taken stays.
+    fn kept_behind(&self) -> u64 {
+        if self.capacity >= 2 * UNSENT_BYTES_MAX { UNSENT_BYTES_MAX as u64 } else { 0 }
     }
 
     /// Waits until there is [`Self::room`], at most [`STALL`] without a reader moving. Cancel-safe.
@@ -122,7 +166,8 @@ impl Log {
 
     fn leave_stalled_behind(&self) {
         let mut inner = self.lock();
-        let limit = inner.end().saturating_sub(self.capacity as u64);
+        inner.absent = 0;
+        let limit = inner.end().saturating_sub(self.capacity as u64) + self.kept_behind();
         for reader in inner.readers.iter_mut().filter(|r| r.offset <= limit) {
             reader.waited_for = false;
         }
@@ -133,6 +178,7 @@ impl Log {
         let mut inner = self.lock();
         let id = inner.next_reader;
         inner.next_reader += 1;
+        inner.absent = inner.absent.saturating_sub(1);
         let offset = offset.min(inner.end());
         inner.readers.push(Position { id, offset, waited_for: true });
         Reader { log: Arc::clone(self), id }
@@ -260,6 +306,31 @@ mod tests {
         log.append(b"56");
         assert_eq!(reader.take(9, None), Found::Gap(0));
         assert_eq!(log.room(), 0, "a reader that moves again is waited for again");
+    }
+
+    #[test]
+    fn what_a_reader_may_not_have_sent_yet_stays() {
+        let log = log(2 * UNSENT_BYTES_MAX);
+        let reader = log.attach(0);
+        log.append(&vec![0; 2 * UNSENT_BYTES_MAX]);
+        assert_eq!(log.room(), 0);
+        let Found::Bytes(0, taken) = reader.take(UNSENT_BYTES_MAX, None) else { panic!("nothing to take") };
+        assert_eq!((taken.len(), log.room()), (UNSENT_BYTES_MAX, 0));
+        reader.take(1000, None);
+        assert_eq!(log.room(), 1000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readers_that_were_there_before_are_waited_for() {
+        let changed = Arc::new(Notify::new());
+        let log = Log::restored(4, Arc::clone(&changed), 10, b"1234".to_vec(), 1);
+        assert_eq!((log.room(), log.readers(), log.end()), (0, 1, 14));
+        let reader = log.attach(12);
+        assert_eq!(log.room(), 2);
+        assert_eq!(reader.take(9, None), Found::Bytes(12, b"34".to_vec()));
+        assert_eq!((log.room(), log.readers()), (4, 1));
+        let log = Log::restored(4, changed, 10, b"1234".to_vec(), 1);
+        assert_eq!(log.wait_for_room().await, 4, "not for ever");
     }
 
     fn position(offset: u64) -> usize {

@@ -53,6 +53,9 @@ pub struct HelloReply {
     pub protocol: u32,
     /// The agent's own version.
     pub version: String,
+    /// What tells its build from every other ([`crate::upgrade::build_of`] its executable); absent where it cannot tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
     /// The sandbox it serves.
     pub sandbox_id: String,
     /// The generation it serves.
@@ -88,12 +91,14 @@ pub enum Feature {
     Env,
     /// It takes [`Guest`].
     Guest,
-    /// Git (`/git`).
-    Git,
     /// Running code (`/process/code-run`).
     CodeRun,
     /// Interpreter contexts (`/process/interpreter`).
     Interpreter,
+    /// Replacing it while it runs ([`crate::upgrade`]).
+    Upgrade,
+    /// Git (`/git`).
+    Git,
     /// Anything a newer agent announces that this build does not know.
     #[serde(other)]
     Unknown,

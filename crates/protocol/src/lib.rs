@@ -6,7 +6,7 @@
 //!
 //! Read in this order: [`hello`] (who is there), [`frame`] (how streams are framed), [`shell`] and [`process`]
 //! (what runs), [`files`], [`toolbox`], [`code`] and [`interpreter`] (the compatible types), [`boot`] (what
-//! the host hands to PID 1), [`guest`] and [`initramfs`] (virtual machines).
+//! the host hands to PID 1), [`guest`] and [`initramfs`] (virtual machines), [`upgrade`] (another agent in the place of this one).
 
 pub mod boot;
 pub mod code;
@@ -21,6 +21,7 @@ pub mod process;
 pub mod shell;
 pub mod system;
 pub mod toolbox;
+pub mod upgrade;
 
 /// Path prefix of the routes that are ours alone, beside the compatible ones.
 pub const PREFIX: &str = "/sandhaus";

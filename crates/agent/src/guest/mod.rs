@@ -19,6 +19,7 @@ mod start;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::RawFd,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -33,16 +34,20 @@ use sandhaus_protocol::{
     boot::{BootConfig, Workload},
     guest::{HOST_ADDRESS, POWER_OFF_PATH, SYNC_PATH},
     hello::{self, Guest as Told, HelloReply, HelloRequest},
+    upgrade,
 };
 use subtle::ConstantTimeEq as _;
 use tokio::sync::Notify;
 
-pub(crate) use self::start::{Network, run, run_first};
+use self::start::Place;
+pub(crate) use self::start::{Network, resume, run, run_first};
 use crate::{
     agent::{self, Agent},
+    boot,
     error::{Error, Result},
     execute::check_variable,
     http, sys, system,
+    upgrade::Replaceable,
 };
 
 /// The machine's clock may be so far off where the agent may not set it, as in tests without a machine of their own.
@@ -69,6 +74,8 @@ pub(crate) struct Guest {
     power_off: Notify,
     /// The root file system, while it stands still.
     freezer: disks::Freezer,
+    /// Its listening socket, and what the agent is to the machine.
+    place: OnceLock<(RawFd, Place)>,
 }
 
 /// Whom the machine serves at present.
@@ -118,6 +125,7 @@ impl Guest {
             workload: Arc::default(),
             power_off: Notify::new(),
             freezer: disks::Freezer::default(),
+            place: OnceLock::new(),
         })
     }
 
@@ -159,6 +167,7 @@ impl Guest {
         let Some(life) = self.life.get() else { return Err(Error::not_greeted()) };
         match path {
             POWER_OFF_PATH | SYNC_PATH => of_host(),
+            upgrade::PATH => of_host().map(|_| life.routes.clone()),
             _ if from_host || self.shows_token(headers) => Ok(life.routes.clone()),
             _ => Err(Error::unauthorized("show the token of this machine: Authorization: Bearer TOKEN")),
         }
@@ -177,7 +186,7 @@ impl Guest {
     }
 
     /// The agent proper, once there is one.
-    fn agent(&self) -> Option<&Arc<Agent>> {
+    pub(crate) fn agent(&self) -> Option<&Arc<Agent>> {
         self.life.get().map(|life| &life.agent)
     }
 
@@ -186,8 +195,15 @@ impl Guest {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whom the last greeting named, and the token that it brought.
+    pub(crate) fn told(&self) -> Option<(String, u64, String)> {
+        let identity = self.identity();
+        let identity = identity.as_ref()?;
+        Some((identity.sandbox_id.clone(), identity.generation, identity.token.clone()))
+    }
+
     /// Everything is checked before anything is changed. The clock comes before all else: from then on times are right.
-    fn greet(&self, peer: SocketAddr, request: HelloRequest) -> Result<HelloReply> {
+    fn greet(self: &Arc<Self>, peer: SocketAddr, request: HelloRequest) -> Result<HelloReply> {
         let mut identity = self.identity();
         let occasion = Identity::occasion(identity.as_ref(), &request.sandbox_id, request.generation)?;
         let HelloRequest { protocol, sandbox_id, generation, env, guest } = request;
@@ -232,18 +248,27 @@ impl Guest {
         Ok(HelloReply { clock_skew_ns: Some(skew), ..reply })
     }
 
-    /// Does with the first greeting what the boot document of a container says.
-    fn begin(&self, boot: BootConfig, env: BTreeMap<String, String>) -> &Arc<Agent> {
-        let (warm_shell, entrypoint) = (boot.warm_shell, boot.entrypoint.clone());
-        names::make_directories(&boot.user, &boot.workdir);
-        let life = self.life.get_or_init(|| {
-            // Told only now, so that no thread began as someone else.
-            let _ = self.workload.set(boot.user.clone());
-            let agent = Agent::guest(boot, env);
+    /// Serves with this agent from now on.
+    fn live(self: &Arc<Self>, agent: Arc<Agent>) -> &Life {
+        self.life.get_or_init(|| {
+            if let Some((listener, place)) = self.place.get() {
+                let guest = Some((Arc::downgrade(self), *place == Place::First));
+                let replaceable = Replaceable::Yes;
+                agent.upgrades.serve(crate::upgrade::Place { listener: *listener, replaceable, guest });
+            }
             let routes = http::routes().with_state(Arc::clone(&agent));
             Life { agent, routes }
-        });
-        start::make_file_thread();
+        })
+    }
+
+    /// Does with the first greeting what the boot document of a container says.
+    fn begin(self: &Arc<Self>, boot: BootConfig, env: BTreeMap<String, String>) -> &Arc<Agent> {
+        let (warm_shell, entrypoint) = (boot.warm_shell, boot.entrypoint.clone());
+        names::make_directories(&boot.user, &boot.workdir);
+        // Told only now, so that no thread began as someone else.
+        let _ = self.workload.set(boot.user.clone());
+        let life = self.live(Agent::guest(boot, env));
+        boot::make_file_thread();
         if warm_shell {
             life.agent.warm_shell();
         }

@@ -13,12 +13,13 @@ use std::{
 use sandhaus_protocol::guest::PORT;
 use tokio::net::TcpListener;
 
-use super::{Guest, names};
+use super::{Guest, Identity, names};
 use crate::{
     agent::Agent,
     boot,
     http::{self, Door, Listener},
     sys::{self, Interest, Signals},
+    upgrade::{Document, StandingState, Taken},
 };
 
 /// How long processes may take to end by themselves before the machine is switched off.
@@ -38,7 +39,7 @@ pub(crate) enum Network {
 
 /// What the agent is to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     /// A service: another program is the first process.
     Service,
     /// The first process.
@@ -83,23 +84,55 @@ fn live(listen: Option<SocketAddr>, place: Place) -> io::Result<()> {
     boot::runtime(enter)?.block_on(async {
         let listener = TcpListener::bind(address).await?;
         writeln!(io::stdout(), "Starting toolbox server on port {}", listener.local_addr()?.port())?;
+        let listener = Listener::Tcp(listener);
+        let _ = guest.place.set((listener.number(), place));
         serve(guest, listener, place).await
     })
 }
 
-/// The first thread for files is there before any limit can refuse it.
-pub(super) fn make_file_thread() {
-    drop(tokio::task::spawn_blocking(|| {}));
+/// Goes on in the place of another agent of the machine.
+pub(crate) fn resume(document: Document, taken: Taken) -> io::Result<()> {
+    taken.prepare(&document)?;
+    let StandingState::Guest { first, sandbox_id, generation, token } = &document.standing else {
+        return taken.or_back(Err(io::Error::other("the state is not that of a virtual machine")));
+    };
+    let identity = Identity { sandbox_id: sandbox_id.clone(), generation: *generation, token: token.clone() };
+    let place = if *first { Place::First } else { Place::Service };
+    let guest = Guest::new();
+    let _ = guest.workload.set(document.workload.clone());
+    let workload = Arc::clone(&guest.workload);
+    let enter = move || {
+        if let Some(workload) = workload.get() {
+            sys::enter_workload_thread(workload);
+        }
+    };
+    let lived = taken.or_back(boot::runtime(enter))?.block_on(async {
+        boot::make_file_thread();
+        let (agent, listener) = taken.take_over(document)?;
+        *guest.identity() = Some(identity);
+        let _ = guest.place.set((listener.number(), place));
+        guest.live(agent);
+        serve(guest, listener, place).await
+    });
+    match place {
+        Place::Service => lived,
+        Place::First => {
+            if let Err(error) = lived {
+                sys::say(format_args!("this machine cannot go on and is switched off: {error}"));
+            }
+            sys::switch_off()
+        }
+    }
 }
 
-async fn serve(guest: Arc<Guest>, listener: TcpListener, place: Place) -> io::Result<()> {
+async fn serve(guest: Arc<Guest>, listener: Listener, place: Place) -> io::Result<()> {
     let signals = match place {
         Place::Service => Signals::new()?,
         Place::First => Signals::of_machine()?,
     };
     reap(&guest);
     let door = Door::Guest { guest: Arc::clone(&guest), reception: guest.reception() };
-    let server = tokio::spawn(http::serve(door, Listener::Tcp(listener)));
+    let server = tokio::spawn(http::serve(door, listener));
     names::tell("the supervisor", notify_ready());
     loop {
         // Both are cancel-safe: a signal is read, and a permit taken, only by the arm that wins.

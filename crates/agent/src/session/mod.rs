@@ -10,6 +10,7 @@
 //! is complete. The reserved session `entrypoint` has one command, the sandbox's own, and takes no others.
 
 mod driver;
+mod hand_over;
 mod routes;
 
 use std::{
@@ -20,9 +21,11 @@ use std::{
 };
 
 use sandhaus_protocol::toolbox::{Command as CommandInfo, Session as SessionInfo};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 
-pub(crate) use self::routes::routes;
+use self::driver::Wiring;
+pub(crate) use self::{hand_over::Carried, routes::routes};
 use crate::{
     agent::Agent,
     error::{Error, Result},
@@ -30,8 +33,8 @@ use crate::{
     ring::Log,
     shell::dialect::Input,
     sys::{
-        Channel, Child, Command, Ending, Family, Session as ProcessSession, discard, output_pipe, random_hex,
-        signal_pids,
+        Channel, Child, Command, Ended, Ending, Family, Session as ProcessSession, discard, output_pipe,
+        random_hex, signal_pids,
     },
 };
 
@@ -72,7 +75,7 @@ pub(crate) struct Sessions {
 pub(crate) struct Session {
     id: String,
     family: Family,
-    queue: Option<mpsc::Sender<Job>>,
+    queue: Option<mpsc::Sender<Arc<SessionCommand>>>,
     input: Option<Arc<Channel>>,
     state: Mutex<State>,
 }
@@ -82,6 +85,17 @@ struct State {
     ended: bool,
     next_marker: u64,
     commands: Vec<Arc<SessionCommand>>,
+    /// How the agent and its shell are connected, as long as they are.
+    wiring: Option<Arc<Wiring>>,
+    /// The sandbox's own command, as long as it runs.
+    plain: Option<Arc<Plain>>,
+}
+
+/// A command without a shell.
+struct Plain {
+    ended: Ended,
+    /// Its output and its errors, each until its end.
+    streams: [Mutex<Option<Arc<Channel>>>; 2],
 }
 
 /// A command of a session.
@@ -90,6 +104,8 @@ pub(crate) struct SessionCommand {
     pub(crate) id: String,
     text: String,
     echo: InputEcho,
+    /// Its number towards its shell.
+    marker: u64,
     /// Its output with markers.
     pub(crate) log: Arc<Log>,
     input: Option<Arc<Channel>>,
@@ -97,7 +113,8 @@ pub(crate) struct SessionCommand {
 }
 
 /// Whether what is sent to a command shows in its log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum InputEcho {
     /// As standard output.
     Logged,
@@ -105,19 +122,13 @@ pub(crate) enum InputEcho {
     Suppressed,
 }
 
-/// A command that waits for the session's shell.
-struct Job {
-    command: Arc<SessionCommand>,
-    input: Input,
-    marker: u64,
-}
-
 impl SessionCommand {
-    fn new(id: &str, text: &str, echo: InputEcho, input: Option<Arc<Channel>>) -> Arc<Self> {
+    fn new(id: &str, text: &str, marker: u64, echo: InputEcho, input: Option<Arc<Channel>>) -> Arc<Self> {
         Arc::new(Self {
             id: id.to_owned(),
             text: text.to_owned(),
             echo,
+            marker,
             log: Log::new(LOG_BYTES, Arc::new(Notify::new())),
             input,
             exit_code: Mutex::new(None),
@@ -127,6 +138,11 @@ impl SessionCommand {
     /// Its status, once it has ended and its log is complete.
     pub(crate) fn exit_code(&self) -> Option<i32> {
         *self.exit_code.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it reads.
+    fn reads(&self) -> Input {
+        if self.input.is_some() { Input::Open } else { Input::Empty }
     }
 
     fn finish(&self, code: i32) {
@@ -231,7 +247,8 @@ impl Sessions {
 
     /// Starts the sandbox's own command.
     pub(crate) fn start_entrypoint(&self, agent: &Arc<Agent>, argv: &[String]) {
-        let command = SessionCommand::new(ENTRYPOINT_COMMAND, &argv.join(" "), InputEcho::Suppressed, None);
+        let command =
+            SessionCommand::new(ENTRYPOINT_COMMAND, &argv.join(" "), 0, InputEcho::Suppressed, None);
         let mark = Family::new_mark();
         let started = start_plain(agent, argv, &mark);
         let root = started.as_ref().map_or(0, |(child, _)| child.pid);
@@ -242,21 +259,15 @@ impl Sessions {
             input: None,
             state: Mutex::new(State { commands: vec![Arc::clone(&command)], ..State::default() }),
         });
-        self.by_id().insert(ENTRYPOINT.to_owned(), session);
+        self.by_id().insert(ENTRYPOINT.to_owned(), Arc::clone(&session));
         match started {
             Err(error) => {
                 command.write(STDERR_MARKER, format!("{}\n", error.message).as_bytes());
                 command.finish(127);
             }
-            Ok((child, [stdout, stderr])) => {
-                let stdout = tokio::spawn(copy_stream(stdout, Arc::clone(&command), STDOUT_MARKER));
-                let stderr = tokio::spawn(copy_stream(stderr, Arc::clone(&command), STDERR_MARKER));
-                tokio::spawn(async move {
-                    let ending = child.ended.await.unwrap_or(Ending::Exited(127));
-                    // A copy neither panics nor is aborted.
-                    let _ = (stdout.await, stderr.await);
-                    command.finish(ending.code());
-                });
+            Ok((child, streams)) => {
+                let streams = streams.map(|stream| Mutex::new(Some(Arc::new(stream))));
+                follow_plain(&session, &command, Plain { ended: child.ended, streams });
             }
         }
     }
@@ -285,11 +296,40 @@ impl Sessions {
     }
 }
 
-async fn copy_stream(channel: Channel, command: Arc<SessionCommand>, marker: [u8; 3]) {
+/// Takes the output of a command without a shell, then says how it ended.
+fn follow_plain(session: &Arc<Session>, command: &Arc<SessionCommand>, plain: Plain) {
+    let plain = Arc::new(plain);
+    session.state().plain = Some(Arc::clone(&plain));
+    let copies = [STDOUT_MARKER, STDERR_MARKER].into_iter().enumerate().map(|(index, marker)| {
+        tokio::spawn(copy_stream(Arc::clone(&plain), index, Arc::clone(command), marker))
+    });
+    let copies: Vec<_> = copies.collect();
+    let (session, command) = (Arc::clone(session), Arc::clone(command));
+    tokio::spawn(async move {
+        let ending = plain.ended.clone().await.unwrap_or(Ending::Exited(127));
+        for copy in copies {
+            // A copy neither panics nor is aborted.
+            let _ = copy.await;
+        }
+        session.state().plain = None;
+        command.finish(ending.code());
+    });
+}
+
+async fn copy_stream(plain: Arc<Plain>, index: usize, command: Arc<SessionCommand>, marker: [u8; 3]) {
+    let channel = plain.stream(index).clone();
+    let Some(channel) = channel else { return };
     let mut buffer = vec![0; READ_BYTES];
     while let Ok(read @ 1..) = channel.read(&mut buffer).await {
         command.write(marker, &buffer[..read]);
         tokio::task::yield_now().await;
+    }
+    *plain.stream(index) = None;
+}
+
+impl Plain {
+    fn stream(&self, index: usize) -> MutexGuard<'_, Option<Arc<Channel>>> {
+        self.streams[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -361,16 +401,15 @@ impl Session {
             Input::Open => self.input.clone(),
             Input::Empty => None,
         };
-        let command = SessionCommand::new(&random_hex(16), text, echo, channel);
         state.next_marker += 1;
-        let marker = state.next_marker;
+        let command = SessionCommand::new(&random_hex(16), text, state.next_marker, echo, channel);
         while state.commands.len() >= COMMANDS_KEPT
             && let Some(oldest) = state.commands.iter().position(|command| command.exit_code().is_some())
         {
             state.commands.remove(oldest);
         }
         state.commands.push(Arc::clone(&command));
-        place.send(Job { command: Arc::clone(&command), input, marker });
+        place.send(Arc::clone(&command));
         Ok(command)
     }
 }

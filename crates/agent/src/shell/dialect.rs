@@ -15,6 +15,7 @@
 use std::path::Path;
 
 use sandhaus_protocol::boot::ShellPreference;
+use serde::{Deserialize, Serialize};
 
 use super::scanner::Scanner;
 
@@ -28,7 +29,8 @@ const BASH_PLACES: [&str; 3] = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/ba
 const SH_PLACES: [&str; 2] = ["/bin/sh", "/usr/bin/sh"];
 
 /// A shell language and the program that speaks it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Dialect {
     /// bash.
     Bash(String),
@@ -71,7 +73,8 @@ pub(crate) enum Input {
 }
 
 /// Which program persistent shells run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum ShellChoice {
     /// What the root file system has of these.
     Preferred(ShellPreference),

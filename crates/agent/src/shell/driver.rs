@@ -10,26 +10,29 @@
 
 use std::{
     collections::HashSet,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use bytes::{Buf as _, Bytes};
 use sandhaus_protocol::{
+    boot::Workload,
     process::Resize,
     shell::{COLS, ROWS, ShellExit},
 };
 use tokio::sync::mpsc;
 
 use super::{
-    Exec, Job, LARGE_BYTES, Order, Shell,
+    Exec, LARGE_BYTES, Order, Shell,
     dialect::{Dialect, Plumbing, Wire},
+    inbox::Inbox,
     scanner::{Marker, Piece, Scanner},
 };
 use crate::{
     agent::Agent,
     error::{Error, Result},
     sys::{
-        Birth, Channel, Child, Command, Ending, Family, Script, Session, SpawnError, Terminal, discard,
+        Birth, Channel, Command, Ended, Ending, Family, Script, Session, SpawnError, Terminal, discard,
         random_hex, script_pipe, signal_pids, stop_with_children,
     },
 };
@@ -53,27 +56,57 @@ const READ_BYTES: usize = 4096;
 /// Status of a command for which no shell could be started.
 const NO_SHELL_STATUS: i32 = 127;
 
-/// The owner of one shell.
-pub(super) struct Driver {
-    agent: Arc<Agent>,
-    shell: Arc<Shell>,
-    queue: mpsc::Receiver<Order>,
-    markers: mpsc::UnboundedReceiver<(Marker, u64)>,
-    terminal: Terminal,
-    slave: Channel,
-    nonce: String,
-    running: Option<Running>,
+/// How the agent and the shell of one name are connected, and how far they are. It changes only between two waits of
+/// the tasks that use it: so the agent's successor can be told of it at any moment, and goes on from there.
+pub(super) struct Wiring {
+    pub(super) terminal: Terminal,
+    pub(super) slave: Channel,
+    pub(super) master: Channel,
+    pub(super) scanner: Mutex<Scanner>,
+    pub(super) markers: Inbox<(Marker, u64)>,
+    pub(super) nonce: String,
+    pub(super) course: Mutex<Course>,
+}
+
+/// How far a shell is.
+#[derive(Default)]
+pub(super) struct Course {
+    pub(super) running: Option<Arc<Running>>,
     /// The shell that the last command left behind is gone, and nobody has been told yet.
-    lost: bool,
+    pub(super) lost: bool,
+    pub(super) work: Option<Work>,
 }
 
 /// A living shell process.
-struct Running {
-    child: Child,
-    dialect: Dialect,
-    script_pipe: Channel,
-    script: Option<Script>,
-    family: Family,
+pub(super) struct Running {
+    pub(super) ended: Ended,
+    pub(super) dialect: Dialect,
+    pub(super) script_pipe: Channel,
+    pub(super) script: Option<Script>,
+    pub(super) family: Family,
+}
+
+/// The present command.
+#[derive(Clone)]
+pub(super) struct Work {
+    pub(super) exec: Arc<Exec>,
+    pub(super) started: Instant,
+    /// When that was, where what it starts may have to be told from what was there.
+    pub(super) birth: Option<Birth>,
+    /// Its shell is another one than the last command's.
+    pub(super) replaced: bool,
+    pub(super) stage: Stage,
+}
+
+/// How far it is.
+#[derive(Debug, Clone)]
+pub(super) enum Stage {
+    /// This is still to be written: the begin marker into the terminal, lines for the shell.
+    Sending(Bytes, Bytes),
+    /// The shell has it.
+    Running,
+    /// It is being ended, or its shell has died: over in a moment, and not to be told to anybody.
+    Ending,
 }
 
 /// How a command's run ended.
@@ -84,47 +117,80 @@ enum Outcome {
     Died(Ending),
 }
 
-impl Driver {
-    /// Makes the terminal and starts its reader. The shell is started by [`Self::run`].
-    pub(super) fn start(
-        agent: &Arc<Agent>,
-        shell: &Arc<Shell>,
-        queue: mpsc::Receiver<Order>,
-    ) -> Result<Self> {
-        let terminal = Terminal::open(Resize { cols: COLS, rows: ROWS }, &agent.workload)?;
-        let slave = Channel::writing(terminal.second_slave()?)?;
-        let master = Channel::reading(terminal.master.try_clone()?)?;
+impl Wiring {
+    /// A terminal without a shell.
+    pub(super) fn new(workload: &Workload) -> Result<Self> {
+        let terminal = Terminal::open(Resize { cols: COLS, rows: ROWS }, workload)?;
         let nonce = random_hex(8);
-        let (sender, markers) = mpsc::unbounded_channel();
-        tokio::spawn(read_terminal(Arc::clone(shell), master, Scanner::new(&nonce), sender));
         Ok(Self {
-            agent: Arc::clone(agent),
-            shell: Arc::clone(shell),
-            queue,
-            markers,
+            slave: Channel::writing(terminal.second_slave()?)?,
+            master: Channel::reading(terminal.master.try_clone()?)?,
             terminal,
-            slave,
+            scanner: Mutex::new(Scanner::new(&nonce)),
+            markers: Inbox::default(),
             nonce,
-            running: None,
-            lost: false,
+            course: Mutex::default(),
         })
     }
 
+    pub(super) fn course(&self) -> MutexGuard<'_, Course> {
+        self.course.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn scanner(&self) -> MutexGuard<'_, Scanner> {
+        self.scanner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> Option<Arc<Running>> {
+        self.course().running.clone()
+    }
+
+    fn work(&self) -> Option<Work> {
+        self.course().work.clone()
+    }
+
+    fn reach(&self, stage: Stage) {
+        if let Some(work) = &mut self.course().work {
+            work.stage = stage;
+        }
+    }
+}
+
+/// The owner of one shell.
+pub(super) struct Driver {
+    agent: Arc<Agent>,
+    shell: Arc<Shell>,
+    queue: mpsc::Receiver<Order>,
+}
+
+impl Driver {
+    /// Starts the tasks of a shell, whose process they start too.
+    pub(super) fn start(agent: &Arc<Agent>, shell: &Arc<Shell>, queue: mpsc::Receiver<Order>) {
+        tokio::spawn(read_terminal(Arc::clone(shell)));
+        let driver = Self { agent: Arc::clone(agent), shell: Arc::clone(shell), queue };
+        tokio::spawn(driver.run());
+    }
+
+    fn wiring(&self) -> &Wiring {
+        &self.shell.wiring
+    }
+
     /// Runs the commands of the queue one after another, as long as the agent lives.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
+        self.see_through().await;
         loop {
-            if self.running.is_none() {
-                // A failure is told to the next command, which tries again.
-                let _ = self.ensure_shell();
-            }
-            let order = match &mut self.running {
+            // A failure is told to the next command, which tries again.
+            let running = self.ensure_shell().ok();
+            let order = match running {
                 Some(running) => tokio::select! {
                     // Cancel-safe: a message is taken only when this arm wins.
                     order = self.queue.recv() => order,
-                    // A resolved receiver is dropped with `running` at once, so it is never polled again.
-                    _ = &mut running.child.ended => {
-                        self.running = None;
-                        self.lost = true;
+                    _ = running.ended.clone() => {
+                        {
+                            let mut course = self.wiring().course();
+                            course.running = None;
+                            course.lost = true;
+                        }
                         // Not started again before it is needed: a shell that ends at once would spin.
                         self.queue.recv().await
                     }
@@ -132,36 +198,41 @@ impl Driver {
                 None => self.queue.recv().await,
             };
             match order {
-                Some(Order::Run(job)) => {
-                    let (end, exit) = self.execute(&job, Instant::now()).await;
-                    self.shell.finish(&job.exec, end, exit);
+                Some(Order::Run(exec)) => {
+                    self.begin(exec);
+                    self.see_through().await;
                 }
                 Some(Order::Renew) => {
-                    if let Some(running) = self.running.take() {
-                        signal_pids(&[running.child.pid], libc::SIGKILL);
+                    let running = self.wiring().course().running.take();
+                    if let Some(running) = running {
+                        signal_pids(&[running.family.root], libc::SIGKILL);
                     }
+                    self.shell.state().renewing = false;
                 }
                 None => return,
             }
         }
     }
 
-    fn ensure_shell(&mut self) -> Result<&mut Running> {
-        if self.running.is_none() {
-            let home = self.agent.workdir.clone();
-            let started = match self.start_shell(&self.shell.cwd()) {
-                Err(SpawnError::Directory(_)) => match self.start_shell(&home) {
-                    Err(SpawnError::Directory(_)) => self.start_shell("/"),
-                    other => other,
-                },
-                other => other,
-            };
-            self.running = Some(started.map_err(|error| match Error::from(error) {
-                error if error.status.is_server_error() => error,
-                error => Error::internal(format_args!("cannot start a shell: {}", error.message)),
-            })?);
+    fn ensure_shell(&self) -> Result<Arc<Running>> {
+        if let Some(running) = self.wiring().running() {
+            return Ok(running);
         }
-        Ok(self.running.as_mut().expect("was just made"))
+        let home = self.agent.workdir.clone();
+        let started = match self.start_shell(&self.shell.cwd()) {
+            Err(SpawnError::Directory(_)) => match self.start_shell(&home) {
+                Err(SpawnError::Directory(_)) => self.start_shell("/"),
+                other => other,
+            },
+            other => other,
+        };
+        let running = started.map_err(|error| match Error::from(error) {
+            error if error.status.is_server_error() => error,
+            error => Error::internal(format_args!("cannot start a shell: {}", error.message)),
+        })?;
+        let running = Arc::new(running);
+        self.wiring().course().running = Some(Arc::clone(&running));
+        Ok(running)
     }
 
     fn start_shell(&self, cwd: &str) -> std::result::Result<Running, SpawnError> {
@@ -181,7 +252,7 @@ impl Driver {
             (script_end.as_fd(), dialect.pipe_fd().into()),
             (nowhere.as_fd(), 1),
             (nowhere.as_fd(), 2),
-            (self.terminal.slave.as_fd(), dialect.wire(Wire::Output).into()),
+            (self.wiring().terminal.slave.as_fd(), dialect.wire(Wire::Output).into()),
         ];
         if let (Some(script), Some(fd)) = (&script, dialect.script_fd()) {
             descriptors.push((script.descriptor(), fd.into()));
@@ -197,29 +268,61 @@ impl Driver {
         let family = Family { root: child.pid, mark: family };
         let script_pipe = Channel::writing(script_pipe).map_err(failed)?;
         script_pipe.write_first(dialect.first_line().as_bytes()).map_err(failed)?;
-        Ok(Running { child, dialect, script_pipe, script, family })
+        Ok(Running { ended: child.ended, dialect, script_pipe, script, family })
     }
 
-    /// Runs one command to its end: where its output ends in the log, and how it ended.
-    async fn execute(&mut self, job: &Job, started: Instant) -> (u64, ShellExit) {
+    /// Makes a command the present one, unless it has ended with that.
+    fn begin(&self, exec: Arc<Exec>) {
+        let started = Instant::now();
+        let replaced = std::mem::take(&mut self.wiring().course().lost);
+        let ready = self.ensure_shell().and_then(|running| self.prepare(&running, &exec));
+        match ready {
+            Ok(stage) => {
+                let birth = exec.timeout.map(|_| Birth::now());
+                self.wiring().course().work = Some(Work { exec, started, birth, replaced, stage });
+            }
+            Err(error) => {
+                let end = self.shell.report(&exec, &error.message);
+                let exit = ShellExit {
+                    exit_code: NO_SHELL_STATUS,
+                    cwd: self.shell.cwd(),
+                    duration_ms: 0,
+                    timed_out: false,
+                    shell_replaced: replaced,
+                };
+                self.shell.finish(&exec, end, exit);
+            }
+        }
+    }
+
+    /// What is to be sent for a command.
+    fn prepare(&self, running: &Running, exec: &Exec) -> Result<Stage> {
+        let (cmd, nonce) = (exec.cmd(), &self.wiring().nonce);
+        if let (Some(script), Some(parts)) = (&running.script, running.dialect.file_parts(&cmd)) {
+            script.replace(&parts)?;
+        }
+        let lines =
+            running.dialect.run_line(&cmd, Plumbing::Terminal) + &running.dialect.end_lines(nonce, exec.id);
+        Ok(Stage::Sending(Scanner::begin(nonce, exec.id).into(), lines.into()))
+    }
+
+    /// Takes the present command, if there is one, to its end.
+    async fn see_through(&mut self) {
+        let (Some(work), Some(running)) = (self.wiring().work(), self.wiring().running()) else { return };
+        let mut outcome = self.converse(&work, &running).await;
+        self.wiring().reach(Stage::Ending);
+        let timed_out = outcome.is_none();
+        if outcome.is_none() {
+            let birth = work.birth.unwrap_or_else(Birth::now);
+            outcome = Some(self.end_command(&work.exec, &running, birth).await);
+        }
         let mut exit = ShellExit {
             exit_code: NO_SHELL_STATUS,
             cwd: self.shell.cwd(),
             duration_ms: 0,
-            timed_out: false,
-            shell_replaced: std::mem::take(&mut self.lost),
+            timed_out,
+            shell_replaced: work.replaced,
         };
-        if let Err(error) = self.ensure_shell() {
-            let end = self.shell.report(&job.exec, &error.message);
-            return (end, exit);
-        }
-        let birth = job.timeout.map(|_| Birth::now());
-        let mut outcome = self.converse(job).await;
-        if outcome.is_none() {
-            exit.timed_out = true;
-            let birth = birth.unwrap_or_else(Birth::now);
-            outcome = Some(self.end_command(&job.exec, birth).await);
-        }
         let end = match outcome.expect("set when it was absent") {
             Outcome::Ended { status, cwd, end } => {
                 exit.exit_code = status;
@@ -230,66 +333,68 @@ impl Driver {
                 end
             }
             Outcome::Died(ending) => {
-                self.running = None;
+                self.wiring().course().running = None;
                 exit.exit_code = ending.code();
                 exit.shell_replaced = true;
-                let end = self.last_words(job.exec.id).await;
+                let end = self.last_words(work.exec.id).await;
                 // Started now, so that the next command finds it waiting; a failure is told to that one.
                 let _ = self.ensure_shell();
                 end
             }
         };
-        if job.cmd.len() >= LARGE_BYTES
-            && let Some(Running { script: Some(script), .. }) = &self.running
-        {
+        let large = work.exec.cmd().len() >= LARGE_BYTES;
+        if large && let Some(Running { script: Some(script), .. }) = self.wiring().running().as_deref() {
             // Gives the memory of a long command back; what cannot be emptied now is replaced later.
             let _ = script.replace(&[]);
         }
-        exit.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        (end, exit)
+        exit.duration_ms = u64::try_from(work.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.wiring().course().work = None;
+        self.shell.finish(&work.exec, end, exit);
     }
 
     /// Hands the command to the shell and waits for its end; `None` when the time is over.
-    async fn converse(&mut self, job: &Job) -> Option<Outcome> {
-        let Some(running) = &mut self.running else {
-            return Some(Outcome::Died(Ending::Exited(NO_SHELL_STATUS)));
-        };
-        let begin = Scanner::begin(&self.nonce, job.exec.id);
-        let lines = running.dialect.run_line(&job.cmd, Plumbing::Terminal)
-            + &running.dialect.end_lines(&self.nonce, job.exec.id);
-        let sending = async {
-            self.slave.write_all(begin.as_bytes()).await?;
-            if let (Some(script), Some(parts)) = (&running.script, running.dialect.file_parts(&job.cmd)) {
-                script.replace(&parts)?;
+    async fn converse(&self, work: &Work, running: &Running) -> Option<Outcome> {
+        let wiring = self.wiring();
+        let conversation = async {
+            loop {
+                let outcome = wait(&wiring.markers, running.ended.clone(), work.exec.id);
+                let (mut begin, mut lines) = match wiring.work().map(|work| work.stage) {
+                    Some(Stage::Sending(begin, lines)) => (begin, lines),
+                    Some(Stage::Running | Stage::Ending) | None => return outcome.await,
+                };
+                let (channel, rest) = match begin.is_empty() {
+                    false => (&wiring.slave, &mut begin),
+                    true => (&running.script_pipe, &mut lines),
+                };
+                tokio::select! {
+                    // Both arms are cancel-safe.
+                    biased;
+                    written = channel.write_some(rest) => {
+                        // A shell that is gone closes its pipe: its end is on the way.
+                        rest.advance(written.unwrap_or(rest.len()));
+                    }
+                    // Dropping a half-sent command is harmless: the shell has ended.
+                    outcome = outcome => return outcome,
+                }
+                wiring.reach(match begin.is_empty() && lines.is_empty() {
+                    true => Stage::Running,
+                    false => Stage::Sending(begin, lines),
+                });
             }
-            running.script_pipe.write_all(lines.as_bytes()).await
         };
-        let outcome = wait(&mut self.markers, &mut running.child, job.exec.id);
-        let both = async {
-            let mut outcome = std::pin::pin!(outcome);
-            tokio::select! {
-                biased;
-                sent = sending => match sent {
-                    // A shell that is gone closes its pipe: its end is on the way.
-                    Ok(()) | Err(_) => outcome.await,
-                },
-                // Dropping a half-sent command is harmless: the shell has ended.
-                outcome = &mut outcome => outcome,
+        match work.exec.timeout {
+            None => Some(conversation.await),
+            Some(limit) => {
+                tokio::time::timeout(limit.saturating_sub(work.started.elapsed()), conversation).await.ok()
             }
-        };
-        match job.timeout {
-            None => Some(both.await),
-            Some(limit) => tokio::time::timeout(limit, both).await.ok(),
         }
     }
 
     /// Interrupts what the command started and the shell itself, then kills, until the shell is back; as a last resort
     /// the shell is killed too. Afterwards nothing that the command started is alive.
-    async fn end_command(&mut self, exec: &Exec, birth: Birth) -> Outcome {
-        let outcome = self.bring_back(exec, birth).await;
-        if let Outcome::Ended { .. } = outcome
-            && let Some(running) = &self.running
-        {
+    async fn end_command(&self, exec: &Exec, running: &Running, birth: Birth) -> Outcome {
+        let outcome = self.bring_back(exec, running, birth).await;
+        if let Outcome::Ended { .. } = outcome {
             let deadline = Instant::now() + GRACE;
             let family = running.family.clone();
             while let young = young_members(&self.agent, &family, birth).await
@@ -305,15 +410,15 @@ impl Driver {
         outcome
     }
 
-    async fn bring_back(&mut self, exec: &Exec, birth: Birth) -> Outcome {
-        let Some(running) = &mut self.running else { return Outcome::Died(Ending::Exited(NO_SHELL_STATUS)) };
-        let end_lines = running.dialect.end_lines(&self.nonce, exec.id);
-        let root = [running.child.pid];
+    async fn bring_back(&self, exec: &Exec, running: &Running, birth: Birth) -> Outcome {
+        let wiring = self.wiring();
+        let end_lines = running.dialect.end_lines(&wiring.nonce, exec.id);
+        let root = [running.family.root];
         let mut asked = HashSet::new();
         for round in 0..=KILL_ROUNDS {
             // Standing still, the shell starts nothing between the look and the signals, and finds its own interrupt
             // together with its child's death: a shell that sees a child end otherwise takes no notice of it.
-            let stopped = stop_with_children(running.child.pid);
+            let stopped = stop_with_children(running.family.root);
             let young = young_members(&self.agent, &running.family, birth).await;
             let (again, first): (Vec<i32>, Vec<i32>) = young.into_iter().partition(|pid| asked.contains(pid));
             signal_pids(&again, libc::SIGKILL);
@@ -335,30 +440,32 @@ impl Driver {
             };
             tokio::select! {
                 biased;
-                outcome = wait(&mut self.markers, &mut running.child, exec.id) => return outcome,
+                outcome = wait(&wiring.markers, running.ended.clone(), exec.id) => return outcome,
                 // Dropped half-written only when the pipe is full of lines that the shell does not read.
                 () = answer => {}
                 () = tokio::time::sleep(patience) => {}
             }
         }
         signal_pids(&root, libc::SIGKILL);
-        let outcome = wait(&mut self.markers, &mut running.child, exec.id).await;
+        let outcome = wait(&wiring.markers, running.ended.clone(), exec.id).await;
         let young = young_members(&self.agent, &running.family, birth).await;
         signal_pids(&young, libc::SIGKILL);
         outcome
     }
 
     /// Where the output of a dead shell ends in the log: the agent's own marker follows it through the terminal.
-    async fn last_words(&mut self, exec_id: u64) -> u64 {
-        let dead = Scanner::dead(&self.nonce, exec_id);
+    async fn last_words(&self, exec_id: u64) -> u64 {
+        let wiring = self.wiring();
+        let dead = Scanner::dead(&wiring.nonce, exec_id);
         let seen = async {
-            self.slave.write_all(dead.as_bytes()).await.ok()?;
-            while let Some((marker, at)) = self.markers.recv().await {
-                if marker == Marker::Dead(exec_id) {
+            wiring.slave.write_all(dead.as_bytes()).await.ok()?;
+            loop {
+                if let (Marker::Dead(dead), at) = wiring.markers.next().await
+                    && dead == exec_id
+                {
                     return Some(at);
                 }
             }
-            None
         };
         tokio::time::timeout(LAST_WORDS, seen).await.ok().flatten().unwrap_or_else(|| self.shell.log.end())
     }
@@ -371,44 +478,34 @@ async fn young_members(agent: &Agent, family: &Family, birth: Birth) -> Vec<i32>
 }
 
 /// The end of command `exec_id`, or of the shell. Cancel-safe.
-async fn wait(
-    markers: &mut mpsc::UnboundedReceiver<(Marker, u64)>,
-    child: &mut Child,
-    exec_id: u64,
-) -> Outcome {
+async fn wait(markers: &Inbox<(Marker, u64)>, mut ended: Ended, exec_id: u64) -> Outcome {
     loop {
         tokio::select! {
             // The marker first: a shell may end right after it, which is the next command's affair.
             biased;
-            marker = markers.recv() => match marker {
-                Some((Marker::End { exec_id: ended, status, cwd }, end)) if ended == exec_id => {
+            (marker, end) = markers.next() => match marker {
+                Marker::End { exec_id: ended, status, cwd } if ended == exec_id => {
                     return Outcome::Ended { status, cwd, end };
                 }
                 // The end of an earlier command, printed twice after an interrupt.
-                Some(_) => {}
-                None => return Outcome::Died(Ending::Exited(NO_SHELL_STATUS)),
+                _ => {}
             },
-            ending = &mut child.ended => return Outcome::Died(ending.unwrap_or(Ending::Exited(NO_SHELL_STATUS))),
+            ending = &mut ended => return Outcome::Died(ending.unwrap_or(Ending::Exited(NO_SHELL_STATUS))),
         }
     }
 }
 
 /// Moves the terminal's output into the log, without the markers, as long as the agent lives.
-async fn read_terminal(
-    shell: Arc<Shell>,
-    master: Channel,
-    mut scanner: Scanner,
-    markers: mpsc::UnboundedSender<(Marker, u64)>,
-) {
+async fn read_terminal(shell: Arc<Shell>) {
+    let wiring = &shell.wiring;
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let room = shell.log.wait_for_room().await.min(READ_BYTES);
-        let Ok(read @ 1..) = master.read(&mut buffer[..room]).await else { return };
-        scanner.feed(&buffer[..read], |piece| match piece {
+        let Ok(read @ 1..) = wiring.master.read(&mut buffer[..room]).await else { return };
+        wiring.scanner().feed(&buffer[..read], |piece| match piece {
             Piece::Bytes(bytes) => shell.log.append(bytes),
             Piece::Marker(Marker::Begin(exec_id)) => shell.begin(exec_id, shell.log.end()),
-            // A driver that is gone needs no markers.
-            Piece::Marker(marker) => drop(markers.send((marker, shell.log.end()))),
+            Piece::Marker(marker) => wiring.markers.push((marker, shell.log.end())),
         });
         if read == room || read >= READ_BYTES - 1 {
             // There is more: let the readers take what they have been given first.

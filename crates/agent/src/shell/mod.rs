@@ -5,6 +5,8 @@
 
 pub(crate) mod dialect;
 mod driver;
+mod hand_over;
+pub(crate) mod inbox;
 pub(crate) mod scanner;
 
 use std::{
@@ -25,7 +27,8 @@ use sandhaus_protocol::{
 };
 use tokio::sync::{Notify, mpsc};
 
-use self::driver::Driver;
+use self::driver::{Driver, Wiring};
+pub(crate) use self::hand_over::Carried;
 use crate::{
     agent::Agent,
     error::{Error, Result},
@@ -69,6 +72,8 @@ pub(crate) struct Shell {
     log: Arc<Log>,
     queue: mpsc::Sender<Order>,
     state: Mutex<ShellState>,
+    /// How the agent and the shell are connected.
+    wiring: Wiring,
 }
 
 struct ShellState {
@@ -76,27 +81,25 @@ struct ShellState {
     next_exec: u64,
     running: Option<u64>,
     execs: VecDeque<Arc<Exec>>,
+    /// A fresh shell is ordered and has not taken the place of the present one yet.
+    renewing: bool,
 }
 
 /// A command of a shell, as long as it can be asked for.
 struct Exec {
     id: u64,
+    /// Its text, until it has ended.
+    cmd: Mutex<String>,
+    timeout: Option<Duration>,
     progress: Mutex<Progress>,
 }
 
 /// What the driver of a shell is told.
 enum Order {
     /// Run a command.
-    Run(Job),
+    Run(Arc<Exec>),
     /// Start a fresh shell in place of the present one.
     Renew,
-}
-
-/// A command that waits for its shell.
-struct Job {
-    exec: Arc<Exec>,
-    cmd: String,
-    timeout: Option<Duration>,
 }
 
 /// How far a command is.
@@ -109,6 +112,10 @@ struct Progress {
 impl Exec {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cmd(&self) -> MutexGuard<'_, String> {
+        self.cmd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -131,11 +138,12 @@ impl Shells {
             next_exec: FIRST_EXEC,
             running: None,
             execs: VecDeque::new(),
+            renewing: false,
         };
         let log = Log::new(RING_BYTES, Arc::new(Notify::new()));
-        let shell = Arc::new(Shell { name: name.to_owned(), log, queue, state: Mutex::new(state) });
-        let driver = Driver::start(agent, &shell, receiver)?;
-        tokio::spawn(driver.run());
+        let wiring = Wiring::new(&agent.workload)?;
+        let shell = Arc::new(Shell { name: name.to_owned(), log, queue, state: Mutex::new(state), wiring });
+        Driver::start(agent, &shell, receiver);
         by_name.insert(name.to_owned(), Arc::clone(&shell));
         Ok(shell)
     }
@@ -144,7 +152,9 @@ impl Shells {
     pub(crate) fn renew_default(&self) -> Result<()> {
         let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(shell) = by_name.get(DEFAULT) else { return Ok(()) };
-        shell.queue.try_send(Order::Renew).map_err(|_| Error::too_many("the default shell is busy"))
+        shell.queue.try_send(Order::Renew).map_err(|_| Error::too_many("the default shell is busy"))?;
+        shell.state().renewing = true;
+        Ok(())
     }
 
     /// The same, unless a command was given to it already.
@@ -159,6 +169,15 @@ impl Shells {
     pub(crate) fn default_cwd(&self) -> Option<String> {
         let by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
         by_name.get(DEFAULT).map(|shell| shell.cwd())
+    }
+
+    fn all(&self) -> Vec<Arc<Shell>> {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn insert(&self, shell: Arc<Shell>) {
+        let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        by_name.insert(shell.name.clone(), shell);
     }
 
     fn find(&self, name: &str) -> Result<Arc<Shell>> {
@@ -188,8 +207,14 @@ impl Shell {
         let Ok(place) = self.queue.try_reserve() else {
             return Err(Error::too_many(format_args!("{QUEUE_MAX} commands wait in this shell already")));
         };
+        let timeout = (request.timeout_ms > 0).then(|| Duration::from_millis(request.timeout_ms));
         let mut state = self.state();
-        let exec = Arc::new(Exec { id: state.next_exec, progress: Mutex::new(Progress::default()) });
+        let exec = Arc::new(Exec {
+            id: state.next_exec,
+            cmd: Mutex::new(request.cmd),
+            timeout,
+            progress: Mutex::new(Progress::default()),
+        });
         state.next_exec += 1;
         state.execs.push_back(Arc::clone(&exec));
         while state.execs.len() > KEEP_ENDED
@@ -198,8 +223,7 @@ impl Shell {
             state.execs.pop_front();
         }
         drop(state);
-        let timeout = (request.timeout_ms > 0).then(|| Duration::from_millis(request.timeout_ms));
-        place.send(Order::Run(Job { exec: Arc::clone(&exec), cmd: request.cmd, timeout }));
+        place.send(Order::Run(Arc::clone(&exec)));
         Ok(exec)
     }
 
@@ -222,6 +246,7 @@ impl Shell {
 
     /// The command has ended.
     fn finish(&self, exec: &Exec, end: u64, exit: ShellExit) {
+        *exec.cmd() = String::new();
         let mut progress = exec.progress();
         let begin = *progress.begin.get_or_insert(end);
         progress.ended = Some((end.max(begin), exit));

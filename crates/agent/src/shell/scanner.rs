@@ -1,11 +1,14 @@
 //! Takes the markers out of a terminal's output. A marker is `\x01`, a nonce that only the agent and its shells know,
 //! `:`, what it says, `\0`. Everything else passes through unchanged, whatever it looks like.
 
+use serde::{Deserialize, Serialize};
+
 /// Longest marker: a directory name of the longest path, and some room.
 const MARKER_BYTES_MAX: usize = 16 * 1024;
 
 /// What a marker says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Marker {
     /// The agent: from here on the output belongs to this command.
     Begin(u64),
@@ -41,7 +44,17 @@ pub(crate) struct Scanner {
 impl Scanner {
     /// A scanner for the markers with this nonce.
     pub(crate) fn new(nonce: &str) -> Self {
-        Self { prefix: format!("\x01{nonce}:").into_bytes(), held: Vec::new() }
+        Self::holding(nonce, Vec::new())
+    }
+
+    /// One that goes on where another one holds these bytes back.
+    pub(crate) fn holding(nonce: &str, held: Vec<u8>) -> Self {
+        Self { prefix: format!("\x01{nonce}:").into_bytes(), held }
+    }
+
+    /// What it holds back.
+    pub(crate) fn held(&self) -> &[u8] {
+        &self.held
     }
 
     /// Text of the marker that begins a command.

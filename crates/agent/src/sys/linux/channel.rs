@@ -71,6 +71,24 @@ impl Channel {
         Ok(())
     }
 
+    /// Writes what there is room for now, or once there is some. Cancel-safe: nothing is written unless its length is
+    /// returned.
+    pub(crate) async fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match rustix::io::write(self.fd.get_ref(), bytes) {
+                Ok(written) => return Ok(written),
+                Err(rustix::io::Errno::AGAIN) => {
+                    let mut ready = self.fd.writable().await?;
+                    if let Ok(result) = ready.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), bytes)?)) {
+                        return result;
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Writes a few bytes into a pipe that is still empty, without waiting.
     pub(crate) fn write_first(&self, bytes: &[u8]) -> io::Result<()> {
         match bytes.is_empty() {

@@ -3,16 +3,22 @@
 
 use std::{
     collections::HashMap,
+    os::fd::BorrowedFd,
+    pin::Pin,
     sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
 };
 
+use futures::{FutureExt as _, future::Shared};
 use rustix::process::{WaitOptions, WaitStatus};
-use tokio::sync::oneshot;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot::{self, error::RecvError};
 
 use super::spawn::{self, Command, SpawnError};
 
 /// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Ending {
     /// With this status.
     Exited(i32),
@@ -43,13 +49,54 @@ pub(crate) struct Child {
     /// Its number.
     pub(crate) pid: i32,
     /// Resolves when it has ended and was reaped. An error means the agent itself is ending.
-    pub(crate) ended: oneshot::Receiver<Ending>,
+    pub(crate) ended: Ended,
+}
+
+/// The end of one process, for as many as wait for it.
+#[derive(Clone)]
+pub(crate) struct Ended(Shared<oneshot::Receiver<Ending>>);
+
+impl Ended {
+    /// How it ended, if it was reaped.
+    pub(crate) fn known(&self) -> Option<Ending> {
+        self.0.clone().now_or_never()?.ok()
+    }
+}
+
+impl Future for Ended {
+    type Output = Result<Ending, RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll_unpin(context)
+    }
+}
+
+impl Child {
+    /// A process that an agent before this one started, and whose end it saw already if it did.
+    fn known(pid: i32, ended: Option<Ending>) -> (Self, Option<oneshot::Sender<Ending>>) {
+        let (sender, receiver) = oneshot::channel();
+        let sender = match ended {
+            Some(ending) => {
+                // Its other half is right here.
+                let _ = sender.send(ending);
+                None
+            }
+            None => Some(sender),
+        };
+        (Self { pid, ended: Ended(receiver.shared()) }, sender)
+    }
+}
+
+/// A process that is waited for.
+struct Waiting {
+    program: String,
+    sender: oneshot::Sender<Ending>,
 }
 
 /// The processes the agent waits for.
 #[derive(Default)]
 pub(crate) struct Children {
-    waiting: Mutex<HashMap<i32, oneshot::Sender<Ending>>>,
+    waiting: Mutex<HashMap<i32, Waiting>>,
 }
 
 impl Children {
@@ -57,9 +104,41 @@ impl Children {
     pub(crate) fn spawn(&self, command: &Command<'_>) -> Result<Child, SpawnError> {
         let mut waiting = self.waiting();
         let pid = spawn::start(command)?;
-        let (sender, ended) = oneshot::channel();
-        waiting.insert(pid, sender);
-        Ok(Child { pid, ended })
+        Ok(Self::wait_for(&mut waiting, pid, command.argv.first().cloned().unwrap_or_default()))
+    }
+
+    /// The same with the program behind a descriptor, whatever its first argument says.
+    pub(crate) fn spawn_executable(
+        &self,
+        executable: BorrowedFd<'_>,
+        command: &Command<'_>,
+    ) -> Result<Child, SpawnError> {
+        let mut waiting = self.waiting();
+        let pid = spawn::start_executable(executable, command)?;
+        Ok(Self::wait_for(&mut waiting, pid, command.argv.first().cloned().unwrap_or_default()))
+    }
+
+    fn wait_for(waiting: &mut HashMap<i32, Waiting>, pid: i32, program: String) -> Child {
+        let (child, sender) = Child::known(pid, None);
+        if let Some(sender) = sender {
+            waiting.insert(pid, Waiting { program, sender });
+        }
+        child
+    }
+
+    /// Takes over a process that the program before this one started in the same place: still a child, or reaped by it
+    /// with this ending. Call before the first [`Self::reap`].
+    pub(crate) fn adopt(&self, pid: i32, ended: Option<Ending>) -> Child {
+        let (child, sender) = Child::known(pid, ended);
+        if let Some(sender) = sender {
+            self.waiting().insert(pid, Waiting { program: String::new(), sender });
+        }
+        child
+    }
+
+    /// Those that are alive, or not reaped yet, with the names of their programs.
+    pub(crate) fn alive(&self) -> Vec<(i32, String)> {
+        self.waiting().iter().map(|(pid, waiting)| (*pid, waiting.program.clone())).collect()
     }
 
     /// Collects every end there is now. Call after each [`super::Interest::Child`].
@@ -67,7 +146,7 @@ impl Children {
         let mut waiting = self.waiting();
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             let Some(ending) = ending(status) else { continue };
-            if let Some(sender) = waiting.remove(&pid.as_raw_nonzero().get()) {
+            if let Some(Waiting { sender, .. }) = waiting.remove(&pid.as_raw_nonzero().get()) {
                 // Nobody waits any more: fine.
                 let _ = sender.send(ending);
             }
@@ -80,7 +159,7 @@ impl Children {
         super::signals::signal_pids(&pids, libc::SIGHUP);
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Ending>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<i32, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -65,6 +65,31 @@ pub(crate) fn take_inherited() -> io::Result<InheritedStart> {
     Ok(InheritedStart { listener, config })
 }
 
+/// How widely what this process knows may be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Not by what it starts.
+    Guarded,
+    /// By its own user, as whom everything runs.
+    Open,
+}
+
+/// Start-up in the place of an agent that ran in this process before: `open_files` are the limits that it had remembered for
+/// its children. Call once, before any thread.
+pub(crate) fn prepare_heir(standing: Standing, open_files: (u64, u64)) -> io::Result<()> {
+    signals::reset();
+    rustix::process::set_dumpable_behavior(match standing {
+        Standing::Guarded => DumpableBehavior::NotDumpable,
+        Standing::Open => DumpableBehavior::Dumpable,
+    })?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    super::succession::take_name(c"sandhaus-agent");
+    close_on_exec_from(3);
+    common();
+    super::spawn::remember_open_files(open_files.0, open_files.1);
+    Ok(())
+}
+
 /// Start-up by hand: as the current user, orphans of its processes come to it as to PID 1.
 pub(crate) fn prepare_by_hand() -> io::Result<()> {
     signals::reset();

@@ -22,6 +22,8 @@ use std::{
 
 use sandhaus_protocol::boot::Workload;
 
+use super::succession;
+
 /// Where a process stands towards sessions and terminals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Session {
@@ -87,6 +89,11 @@ impl std::fmt::Display for SpawnError {
 static OPEN_FILES_SOFT: AtomicU64 = AtomicU64::new(0);
 static OPEN_FILES_HARD: AtomicU64 = AtomicU64::new(0);
 
+/// The limits that children get, soft and hard.
+pub(crate) fn open_files() -> (u64, u64) {
+    (OPEN_FILES_SOFT.load(Ordering::Relaxed), OPEN_FILES_HARD.load(Ordering::Relaxed))
+}
+
 pub(super) fn remember_open_files(soft: u64, hard: u64) {
     OPEN_FILES_SOFT.store(soft, Ordering::Relaxed);
     OPEN_FILES_HARD.store(hard, Ordering::Relaxed);
@@ -123,6 +130,8 @@ struct Orders {
     cwd: CString,
     descriptors: Vec<(RawFd, RawFd)>,
     session: Session,
+    /// The program itself, instead of the candidates; else -1.
+    executable: RawFd,
     identity: Option<Identity>,
     second_stack: *mut c_void,
     pid: c_int,
@@ -151,6 +160,15 @@ enum Step {
 
 /// Starts the process and gives its id. The caller reaps it.
 pub(super) fn start(command: &Command<'_>) -> Result<i32, SpawnError> {
+    start_from(-1, command)
+}
+
+/// The same with the program behind this descriptor. Whoever may not read its file finds nothing of the process either.
+pub(super) fn start_executable(executable: BorrowedFd<'_>, command: &Command<'_>) -> Result<i32, SpawnError> {
+    start_from(executable.as_raw_fd(), command)
+}
+
+fn start_from(executable: RawFd, command: &Command<'_>) -> Result<i32, SpawnError> {
     let strings = Strings::new(command)?;
     let mut stacks: Vec<u64> = Vec::with_capacity(2 * STACK_BYTES / size_of::<u64>());
     let base: *mut c_void = stacks.as_mut_ptr().cast();
@@ -164,6 +182,7 @@ pub(super) fn start(command: &Command<'_>) -> Result<i32, SpawnError> {
         cwd: strings.cwd,
         descriptors: command.descriptors.iter().map(|(from, to)| (from.as_raw_fd(), *to)).collect(),
         session: command.session,
+        executable,
         identity: command.workload.map(|w| Identity { uid: w.uid, gid: w.gid, unprivileged: w.unprivileged }),
         second_stack,
         pid: 0,
@@ -408,6 +427,19 @@ unsafe fn execute(orders: *mut Orders) -> ! {
     unsafe {
         let none: libc::sigset_t = std::mem::zeroed();
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        if (*orders).executable >= 0 {
+            succession::forgo_reading();
+            let (argv, env) = ((*orders).argv.as_ptr(), (*orders).env.as_ptr());
+            libc::syscall(
+                libc::SYS_execveat,
+                (*orders).executable,
+                c"".as_ptr(),
+                argv,
+                env,
+                libc::AT_EMPTY_PATH,
+            );
+            fail(orders, Step::Execute)
+        }
         let mut denied = 0;
         for candidate in &(*orders).candidates {
             libc::execve(candidate.as_ptr(), (*orders).argv.as_ptr(), (*orders).env.as_ptr());

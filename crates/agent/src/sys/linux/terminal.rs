@@ -130,6 +130,11 @@ impl Script {
         Ok(Self { file: rustix::fs::memfd_create("sandhaus-script", MemfdFlags::CLOEXEC)? })
     }
 
+    /// The one behind this descriptor.
+    pub(crate) fn of(file: OwnedFd) -> Self {
+        Self { file }
+    }
+
     /// Replaces the content by `parts`, one after another.
     pub(crate) fn replace(&self, parts: &[&[u8]]) -> io::Result<()> {
         rustix::fs::ftruncate(&self.file, 0)?;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::time::ClockId;
+use serde::{Deserialize, Serialize};
 
 /// Clock ticks per second in `/proc/<pid>/stat`; the kernel's user-visible value on every architecture we build for.
 const TICKS_PER_SECOND: u64 = 100;
@@ -16,7 +17,7 @@ const TICKS_PER_SECOND: u64 = 100;
 const ENVIRONMENT_BYTES_MAX: u64 = 1 << 20;
 
 /// A moment, precise enough to tell the processes born after it from those born before.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Birth {
     ticks: u64,
     last_pid: Option<i32>,
@@ -44,7 +45,7 @@ impl Birth {
 }
 
 /// The processes of one command or shell.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Family {
     /// The process the agent started.
     pub(crate) root: i32,
