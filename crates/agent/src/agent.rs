@@ -20,6 +20,7 @@ use crate::{
     execute::check_variable,
     git::Git,
     interpreter::Contexts,
+    lsp::Servers,
     process::Processes,
     proxy::Proxy,
     pty::Terminals,
@@ -37,7 +38,7 @@ const LONG_FILE_WORK_MAX: usize = 2;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What this agent can do.
-const FEATURES: [Feature; 10] = [
+const FEATURES: [Feature; 11] = [
     Feature::Shell,
     Feature::Process,
     Feature::Execute,
@@ -48,6 +49,7 @@ const FEATURES: [Feature; 10] = [
     Feature::CodeRun,
     Feature::Interpreter,
     Feature::Git,
+    Feature::Lsp,
 ];
 
 /// How the agent was started.
@@ -103,6 +105,8 @@ pub(crate) struct Agent {
     pub(crate) sessions: Sessions,
     /// What the git routes remember.
     pub(crate) git: Git,
+    /// Language servers of the compatible contract.
+    pub(crate) servers: Servers,
     /// Terminals of the compatible contract.
     pub(crate) terminals: Terminals,
     /// Interpreter contexts of the compatible contract.
@@ -195,6 +199,7 @@ impl Agent {
             processes: Processes::default(),
             sessions: Sessions::default(),
             git: Git::default(),
+            servers: Servers::default(),
             terminals: Terminals::default(),
             contexts: Contexts::default(),
             long_file_work: Semaphore::new(LONG_FILE_WORK_MAX),

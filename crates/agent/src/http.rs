@@ -37,6 +37,7 @@ use crate::{
     code_run, desktop,
     error::Error,
     execute, files, git,
+    lsp,
     guest::Guest,
     interpreter, ports, process, proxy, pty,
     ring::UNSENT_BYTES_MAX,
@@ -111,6 +112,7 @@ pub(crate) fn routes() -> Router<Arc<Agent>> {
         .merge(session::routes())
         .merge(pty::routes())
         .merge(files::routes())
+        .merge(lsp::routes())
         .merge(git::routes())
         .merge(ports::routes())
         .merge(proxy::routes())

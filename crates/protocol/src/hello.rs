@@ -99,6 +99,8 @@ pub enum Feature {
     Upgrade,
     /// Git (`/git`).
     Git,
+    /// Language servers (`/lsp`).
+    Lsp,
     /// Anything a newer agent announces that this build does not know.
     #[serde(other)]
     Unknown,

@@ -17,6 +17,7 @@ pub mod guest;
 pub mod hello;
 pub mod initramfs;
 pub mod interpreter;
+pub mod lsp;
 pub mod process;
 pub mod shell;
 pub mod system;
