@@ -1,11 +1,10 @@
 //! The usual way back into a machine, as a peer: QEMU's own snapshot inside of a disk image (`savevm`, `-loadvm`), the guest
-//! reached through QEMU's user-space network. Kernel, initial file system and agent are those of the image that Sandhaus
-//! itself starts, and what is asked of the guest is the same.
+//! reached through QEMU's user-space network. Kernel, initial file system, hardware and agent are those of a machine that
+//! Sandhaus itself has started, and what is asked of the guest is the same.
 
 use std::{
-    fmt::Write as _,
-    io::{BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use sandhaus_tests::http::Http;
+use sandhaus_tests::{http::Http, process};
 use serde_json::{Value, json};
 
 use crate::ours::elapsed;
@@ -24,6 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// How long a guest that is up may take to answer, else it is asked again.
+const LOOK_MAX: Duration = Duration::from_millis(200);
+
+/// The tools that the peer needs; those of Sandhaus are among them.
+pub(crate) const PROGRAMS: [&str; 2] = [QEMU, "qemu-img"];
+
+const QEMU: &str = "qemu-system-x86_64";
+const MONITOR: &str = "loadvm.qmp";
+const DISK: &str = "loadvm.qcow2";
 const TAG: &str = "bench";
 
 /// Where a machine comes from.
@@ -33,10 +41,50 @@ pub(crate) enum Begin {
     Cold,
     /// The snapshot in its disk image.
     Snapshot,
+    /// Nowhere: it never runs.
+    Halted,
+}
+
+/// What of a machine of Sandhaus's the peer's has as well.
+#[derive(Debug, Clone)]
+pub(crate) struct Hardware {
+    /// Options of QEMU and their values.
+    options: Vec<(&'static str, String)>,
+    /// The kernel's command line.
+    append: String,
+}
+
+impl Hardware {
+    /// Reads it off the process of a sandbox that was booted.
+    pub(crate) fn of(id: &str) -> Option<Self> {
+        let arguments = process::arguments(process_of(id)?);
+        let value = |option: &str| {
+            let at = arguments.iter().position(|argument| argument == option)?;
+            arguments.get(at + 1).cloned()
+        };
+        // The machine's type alone: how its memory is held is what differs.
+        let machine = value("-machine")?.split(',').next()?.to_owned();
+        let mut options = vec![("-machine", machine)];
+        for option in ["-accel", "-cpu", "-smp"] {
+            options.push((option, value(option)?));
+        }
+        Some(Self { options, append: value("-append")? })
+    }
+}
+
+/// The QEMU of a sandbox.
+pub(crate) fn process_of(id: &str) -> Option<u32> {
+    let of_it = |pid: &u32| {
+        let arguments = process::arguments(*pid);
+        arguments.first().is_some_and(|program| program.contains("qemu-system"))
+            && arguments.iter().any(|argument| argument.contains(id))
+    };
+    process::all().into_iter().find(of_it)
 }
 
 /// QEMU, a guest, and the disk image that its snapshots lie in.
 pub(crate) struct Loadvm {
+    hardware: Hardware,
     kernel: PathBuf,
     initramfs: PathBuf,
     folder: PathBuf,
@@ -51,53 +99,50 @@ pub(crate) struct Running {
 }
 
 impl Loadvm {
-    /// With the kernel and the initial file system of an image.
+    /// With the kernel and the initial file system of an image, in an empty folder.
     pub(crate) fn new(
-        kernel: &Path,
-        initramfs: &Path,
+        hardware: Hardware,
+        (kernel, initramfs): &(PathBuf, PathBuf),
         folder: &Path,
         memory_mib: u64,
     ) -> anyhow::Result<Self> {
-        let disk = folder.join("loadvm.qcow2");
-        let made =
-            Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("64M").status()?;
+        fs_err::create_dir_all(folder)?;
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=128k,extended_l2=on"])
+            .arg(folder.join(DISK))
+            .arg("64M")
+            .status()?;
         ensure!(made.success(), "qemu-img cannot make a disk");
-        Ok(Self {
-            kernel: kernel.to_owned(),
-            initramfs: initramfs.to_owned(),
-            folder: folder.to_owned(),
-            memory_mib,
-        })
+        let (kernel, initramfs, folder) = (kernel.clone(), initramfs.clone(), folder.to_owned());
+        Ok(Self { hardware, kernel, initramfs, folder, memory_mib })
     }
 
     /// Starts it.
-    pub(crate) fn start(&self, begin: Begin) -> anyhow::Result<Running> {
+    fn start(&self, begin: Begin) -> anyhow::Result<Running> {
         // Free a moment ago, which is as good as it gets for a program that only takes numbers.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let forward = format!("hostfwd=tcp:127.0.0.1:{port}-192.168.0.2:2280");
-        let monitor = self.folder.join("loadvm.qmp");
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-nodefaults"]);
-        command.args([
-            "-no-user-config",
-            "-display",
-            "none",
-            "-m",
-            &self.memory_mib.to_string(),
-            "-smp",
-            "1",
-        ]);
+        let monitor = self.folder.join(MONITOR);
+        // That of the one before.
+        let _ = fs_err::remove_file(&monitor);
+        let mut command = Command::new(QEMU);
+        for (option, value) in &self.hardware.options {
+            command.arg(option).arg(value);
+        }
+        command.args(["-no-user-config", "-nodefaults", "-display", "none"]);
+        command.args(["-m", &self.memory_mib.to_string()]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        command.args(["-append", "console=ttyS0 quiet"]);
+        command.args(["-append", &self.hardware.append]);
         command.args(["-netdev", &format!("user,id=net0,net=192.168.0.0/24,host=192.168.0.1,{forward}")]);
         command.args(["-device", "virtio-net-pci,netdev=net0,romfile="]);
         command.args(["-device", "virtio-rng-pci", "-serial", "null"]);
-        command
-            .arg("-drive")
-            .arg(format!("if=virtio,format=qcow2,file={}", self.folder.join("loadvm.qcow2").display()));
+        let disk = self.folder.join(DISK);
+        command.arg("-drive").arg(format!("if=virtio,format=qcow2,cache=unsafe,file={}", disk.display()));
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
-        if begin == Begin::Snapshot {
-            command.args(["-loadvm", TAG]);
+        match begin {
+            Begin::Cold => {}
+            Begin::Snapshot => drop(command.args(["-loadvm", TAG])),
+            Begin::Halted => drop(command.arg("-S")),
         }
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -108,34 +153,61 @@ impl Loadvm {
         })
     }
 
-    /// Boots it, tells its agent who it is, lets `prepare` work in it and takes the snapshot.
-    pub(crate) fn take(&self, prepare: &str) -> anyhow::Result<()> {
-        let running = self.start(Begin::Cold)?;
-        let mut hello = String::new();
-        write!(hello, "{}", greeting())?;
-        running.until_answered("/sandhaus/hello", hello.as_bytes())?;
-        let (status, output) = running.execute(prepare)?;
-        ensure!(status == 0, "the guest cannot be prepared: {output}");
-        running.monitor(&format!("savevm {TAG}"))
+    /// From nothing to a QEMU whose monitor answers, without its machine running, in milliseconds.
+    pub(crate) fn bare(&self) -> anyhow::Result<f64> {
+        let start = Instant::now();
+        let running = self.start(Begin::Halted)?;
+        running.monitor("info version")?;
+        Ok(elapsed(start))
     }
 
-    /// From nothing to the result of `true`, out of the snapshot, in milliseconds.
-    pub(crate) fn sample(&self) -> anyhow::Result<f64> {
-        let start = Instant::now();
-        let running = self.start(Begin::Snapshot)?;
-        let (status, output) = running.execute("true")?;
-        let time = elapsed(start);
-        ensure!(status == 0, "true failed: {output}");
-        Ok(time)
+    /// From nothing, by its kernel, to one that knows who it is.
+    pub(crate) fn boot(&self) -> anyhow::Result<Running> {
+        let running = self.start(Begin::Cold)?;
+        running.until_up()?;
+        running.until_answered("/sandhaus/hello", greeting().to_string().as_bytes())?;
+        Ok(running)
+    }
+
+    /// From nothing, out of the snapshot.
+    pub(crate) fn back(&self) -> anyhow::Result<Running> {
+        self.start(Begin::Snapshot)
     }
 }
 
 impl Running {
-    fn execute(&self, command: &str) -> anyhow::Result<(i64, String)> {
+    /// Runs a command to its end and gives what it said.
+    pub(crate) fn execute(&self, command: &str) -> anyhow::Result<String> {
         let body = json!({"command": command}).to_string();
         let answer: Value = serde_json::from_str(&self.until_answered("/process/execute", body.as_bytes())?)?;
         let text = answer["result"].as_str().unwrap_or_default().to_owned();
-        Ok((answer["exitCode"].as_i64().context("no exit code")?, text))
+        ensure!(answer["exitCode"] == 0, "{command}: {answer}");
+        Ok(text)
+    }
+
+    /// Takes the snapshot, in place of an earlier one, and gives the milliseconds that the machine stood still for it.
+    pub(crate) fn save(&self) -> anyhow::Result<f64> {
+        let start = Instant::now();
+        let said = self.monitor(&format!("savevm {TAG}"))?;
+        ensure!(said.is_empty(), "savevm: {said}");
+        Ok(elapsed(start))
+    }
+
+    /// Waits until the agent answers. QEMU's network tries again after seconds only if a guest does not listen yet, so
+    /// each look is a connection of its own.
+    fn until_up(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let look = || -> std::io::Result<()> {
+            let mut stream = TcpStream::connect(self.http.address())?;
+            stream.set_read_timeout(Some(LOOK_MAX))?;
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n")?;
+            stream.read_exact(&mut [0])
+        };
+        while let Err(error) = look() {
+            ensure!(Instant::now() < deadline, "the guest does not answer: {error}");
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
     }
 
     /// QEMU's network accepts before the guest does, so only an answer counts.
@@ -151,9 +223,16 @@ impl Running {
         }
     }
 
-    /// A command of QEMU's monitor.
-    fn monitor(&self, line: &str) -> anyhow::Result<()> {
-        let mut stream = UnixStream::connect(self.folder.join("loadvm.qmp"))?;
+    /// A command of QEMU's monitor, and what it says.
+    fn monitor(&self, line: &str) -> anyhow::Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut stream = loop {
+            match UnixStream::connect(self.folder.join(MONITOR)) {
+                Ok(stream) => break stream,
+                Err(error) => ensure!(Instant::now() < deadline, "the monitor of QEMU: {error}"),
+            }
+            std::thread::sleep(PAUSE);
+        };
         let mut answers = BufReader::new(stream.try_clone()?).lines();
         let mut call = |command: Value| -> anyhow::Result<Value> {
             writeln!(stream, "{command}")?;
@@ -168,9 +247,7 @@ impl Running {
         call(json!({"execute": "qmp_capabilities"}))?;
         let arguments = json!({"command-line": line});
         let answer = call(json!({"execute": "human-monitor-command", "arguments": arguments}))?;
-        let said = answer["return"].as_str().unwrap_or("no answer").trim().to_owned();
-        ensure!(said.is_empty(), "{line}: {said}");
-        Ok(())
+        Ok(answer["return"].as_str().with_context(|| format!("{line}: {answer}"))?.trim().to_owned())
     }
 }
 
@@ -191,7 +268,7 @@ fn greeting() -> Value {
         "user": {"uid": 0, "gid": 0, "name": "root", "home": "/root", "unprivileged": false},
     });
     let guest = json!({
-        "boot": boot, "hostname": "bench", "unix_time_ns": now, "entropy": "00".repeat(64), "token": "bench",
+        "boot": boot, "hostname": "bench", "unix_time_ns": now, "entropy": "00".repeat(64), "token": "bench-of-virtual-machines",
     });
     json!({"protocol": 1, "sandbox_id": "00000000-000", "generation": 1, "guest": guest})
 }

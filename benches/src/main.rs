@@ -14,6 +14,7 @@ mod peers;
 mod pooled;
 mod report;
 mod rootfs;
+mod transfers;
 
 use std::{ffi::OsStr, path::PathBuf};
 
@@ -66,9 +67,9 @@ fn main() -> anyhow::Result<()> {
     fs_err::create_dir_all(&arguments.report)?;
     // On the disk that the report lies on: temporary file systems often live in memory, which would flatter everyone.
     let scratch = tempfile::Builder::new().prefix("scratch-").tempdir_in(&arguments.report)?;
-    let root = rootfs::prepare(&arguments.report)?;
     let mut report = Report::new(arguments.samples);
     if arguments.only != Some(Part::Machines) {
+        let root = rootfs::prepare(&arguments.report)?;
         ours::measure(&mut report, &arguments, &root, scratch.path())?;
     }
     if arguments.only != Some(Part::Namespaces) {

@@ -361,7 +361,7 @@ fn resident(pid: u32) -> f64 {
 }
 
 /// Memory in MiB that would be free if the process were not there.
-fn private(pid: u32) -> f64 {
+pub(crate) fn private(pid: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let kib = text
         .lines()

@@ -119,10 +119,14 @@ fn said(arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
 }
 
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
-    for package in ["sandhaus", "sandhaus-bench"] {
-        let built =
-            cargo().args(["build", "--release", "--package", package]).status().context("start cargo")?;
-        ensure!(built.success(), "{package} does not build");
+    let store = ["sandhaus-snapstore", "--example", "s3-server"];
+    for package in [&["sandhaus"][..], &["sandhaus-bench"], &store] {
+        let built = cargo()
+            .args(["build", "--release", "--package"])
+            .args(package)
+            .status()
+            .context("start cargo")?;
+        ensure!(built.success(), "{} does not build", package[0]);
     }
     let release = target_dir().join("release");
     let measured = Command::new(release.join("sandhaus-bench"))
