@@ -163,6 +163,26 @@ impl Connection {
         Ok(answer)
     }
 
+    /// Asks for another protocol on this connection, with these fields; gives the answer's head.
+    pub(crate) fn upgrade(&mut self, path: &str, fields: &str) -> io::Result<Answer> {
+        let request = format!("GET {path} HTTP/1.1\r\n{}{fields}\r\n", self.head);
+        self.write_raw(request.as_bytes())?;
+        let (answer, _) = self.read_head()?;
+        Ok(answer)
+    }
+
+    /// The next bytes of what comes after an upgrade.
+    pub(crate) fn read_array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read_into(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The same into a buffer.
+    pub(crate) fn read_into(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.stream.read_exact(bytes)
+    }
+
     /// Sends raw bytes, for requests that no client would make.
     pub fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)

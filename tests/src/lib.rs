@@ -4,10 +4,12 @@
 //! - [`binary`]: the executable under test;
 //! - [`server`]: `sandhaus serve` on a data directory of its own, its log, its deaths;
 //! - [`http`]: a small blocking HTTP/1.1 client that hides nothing (the benchmark uses it too);
+//! - [`websocket`]: WebSockets on the same connections;
 //! - [`session`]: `/v1` sessions on top of it;
 //! - [`kernel`]: everything of an instance that the kernel and the disk hold;
 //! - [`network`]: a host and an internet of a test's own;
 //! - [`process`]: waiting for processes by file descriptor, never by time;
+//! - [`terminal`]: a terminal for a command line;
 //! - [`tree`]: root file systems for images;
 //! - [`vm`]: images of virtual machines, built once for all tests;
 //! - [`registry`]: a real registry, images for it, and a proxy before it that counts and does harm;
@@ -30,8 +32,10 @@ pub mod registry;
 pub mod s3;
 pub mod server;
 pub mod session;
+pub mod terminal;
 pub mod tree;
 pub mod vm;
+pub mod websocket;
 
 use std::{
     io::Write as _,

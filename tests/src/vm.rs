@@ -17,6 +17,9 @@ use crate::{binary, cache_dir, checkout, server::Options, session::Session, tree
 /// Name of the image of a machine that lives in its memory: busybox, with the agent as its first process.
 pub const INITRAMFS_IMAGE: &str = "tiny";
 
+/// Name of the image of a machine with that on a small disk, so that it has files that outlive its memory.
+pub const DISK_IMAGE: &str = "small";
+
 /// Name of the image with Debian and systemd on a disk of 2 GiB, with the agent as a service.
 pub const DEBIAN_IMAGE: &str = "debian-vm";
 
@@ -57,6 +60,15 @@ pub fn initramfs_image(data: &Path) {
         let tree = tree::busybox_tree();
         let mut build = build(catalogue, INITRAMFS_IMAGE, tree.path());
         ran(build.arg("--initramfs-only"));
+    });
+}
+
+/// Gives a data directory the image [`DISK_IMAGE`].
+pub fn disk_image(data: &Path) {
+    provide(data, DISK_IMAGE, |catalogue| {
+        let tree = tree::busybox_tree();
+        let mut build = build(catalogue, DISK_IMAGE, tree.path());
+        ran(build.args(["--size", "64MiB", "--no-compress"]));
     });
 }
 

@@ -14,6 +14,7 @@ use sandhaus_tests::{
     files_named, flip_bit, process,
     server::{DataDir, Server, with_server_on},
     session::Session,
+    terminal::Terminal,
     vm::{self, count, counted, goes_on},
 };
 use serde_json::{Value, json};
@@ -66,9 +67,19 @@ fn memory_goes_to_disk_and_comes_back_again_and_again() {
         let session = machine(server);
         count(&session);
         let (first, _) = program(&session.id);
-        for _ in 0..2 {
+        let mut asleep = 0;
+        for round in 0..2 {
             let before = counted(&session);
             assert_eq!(change(server, &session, "suspend").status, "suspended");
+            if round == 0 {
+                take(server, &session, "asleep");
+                let fork = server.http().post(&session.route("/fork"), &json!({})).expect(201);
+                let fork = Session::at(&server.http(), &fork.json::<SessionInfo>().id);
+                goes_on(&fork, before);
+                fork.delete();
+                assert_eq!(session.info().status, "suspended");
+                asleep = before;
+            }
             assert!(
                 !process::all()
                     .into_iter()
@@ -87,6 +98,10 @@ fn memory_goes_to_disk_and_comes_back_again_and_again() {
         // Suspended, it can be deleted without ever running again.
         change(server, &session, "suspend");
         session.delete();
+        // And what was taken of it meanwhile begins where it was then.
+        let copy = copy(server, "asleep");
+        goes_on(&copy, asleep);
+        server.http().delete("/v1/snapshots/asleep").expect(200);
     });
 }
 
@@ -249,9 +264,26 @@ fn the_command_line_runs_in_a_snapshot() {
 #[test]
 fn a_screen_is_a_picture_and_a_console_speaks() {
     with_machines("a_screen_is_a_picture_and_a_console_speaks", "", |server| {
-        let session = machine(server);
+        let session = Session::create(&server.http(), &json!({"security": "container"}));
         let picture = server.http().get(&session.route("/screenshot")).expect(200);
         assert!(picture.body.starts_with(b"\x89PNG\r\n\x1a\n"), "{} bytes", picture.body.len());
+
+        session.output("echo '<1>said by the kernel' > /dev/kmsg");
+        session.output("setsid getty -n -l /bin/sh -L 115200 ttyS0 vt100 </dev/null >/dev/null 2>&1 &");
+        for typed in ["first", "second"] {
+            let mut terminal = Terminal::new();
+            let mut console = terminal.spawn(server.cli().args(["console", &session.id]));
+            // What was said before somebody looked is shown, too.
+            terminal.expect("said by the kernel");
+            terminal.expect("# ");
+            assert!(!terminal.is_cooked(), "every key goes to the machine");
+            terminal.write(&format!("echo $((6*7))-{typed} > /dev/ttyS0\r"));
+            terminal.expect(&format!("42-{typed}"));
+            terminal.write("\u{1d}");
+            assert!(console.wait().expect("it ends").success());
+            assert!(terminal.is_cooked(), "the terminal is as it was");
+        }
+        assert_eq!(session.info().status, "running");
     });
 }
 

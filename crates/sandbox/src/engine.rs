@@ -208,7 +208,7 @@ pub enum StopMode {
 }
 
 /// What to capture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Capture {
     /// The disk. Of a machine that runs only by an engine that can ([`DiskSnapshot::Live`]).
     Disk,
@@ -216,6 +216,9 @@ pub enum Capture {
     Memory,
     /// Disk, memory and device state of a frozen machine, all of one moment; it stays frozen.
     Machine,
+    /// The same of a sandbox without a machine: its disk, and what [`Self::Memory`] wrote of its last machine into this
+    /// directory. Nothing is copied that can be linked.
+    Suspended(PathBuf),
 }
 
 /// A change to a running machine.

@@ -448,7 +448,8 @@ impl Engine for FakeEngine {
         let live = self.capabilities.disk_snapshot == DiskSnapshot::Live;
         Box::pin(self.call(Op::Capture, Some(id), move |state| {
             let machine = state.machines.get(id).filter(|machine| machine.observed.run != RunState::Dead);
-            let fits = match (what, machine.map(|machine| machine.observed.run)) {
+            let fits = match (&what, machine.map(|machine| machine.observed.run)) {
+                (Capture::Suspended(_), run) => run.is_none(),
                 (_, Some(RunState::Frozen)) | (Capture::Disk, None) => true,
                 (Capture::Disk, _) => live,
                 (Capture::Memory | Capture::Machine, _) => false,
@@ -460,10 +461,14 @@ impl Engine for FakeEngine {
                 std::fs::write(into.join(name), text)
                     .map_err(|error| EngineError::host("write what is captured", error))
             };
-            if let (Capture::Memory | Capture::Machine, Some(machine)) = (what, machine) {
+            if let (Capture::Memory | Capture::Machine, Some(machine)) = (&what, machine) {
                 write(MEMORY_FILE, &machine.memory)?;
             }
-            if let Capture::Disk | Capture::Machine = what {
+            if let Capture::Suspended(image) = &what {
+                std::fs::hard_link(image.join(MEMORY_FILE), into.join(MEMORY_FILE))
+                    .map_err(|error| EngineError::host("link memory", error))?;
+            }
+            if let Capture::Disk | Capture::Machine | Capture::Suspended(_) = what {
                 write(DISK_FILE, &state.disks.get(id).ok_or(EngineError::NotFound)?.text)?;
             }
             Ok(())

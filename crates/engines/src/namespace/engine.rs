@@ -180,7 +180,7 @@ impl Engine for NamespaceEngine {
         let id = id.clone();
         self.blocking(move |inner| match what {
             Capture::Disk => inner.capture_disk(&id, &into),
-            Capture::Memory | Capture::Machine => {
+            Capture::Memory | Capture::Machine | Capture::Suspended(_) => {
                 Err(EngineError::Unsupported("capturing memory".to_owned()))
             }
         })

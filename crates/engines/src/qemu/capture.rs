@@ -7,6 +7,9 @@
 //!   config   last: a snapshot without it is none
 //! ```
 //!
+//! Of a sandbox that is suspended all of that is there already: the disk is that of one without a machine, and the files of
+//! its memory image are linked.
+//!
 //! A disk is captured while its machine runs, too: it is then as after a power cut. The machine writes to the new layer, and
 //! nobody ever again to those below, since snapshots share them. Before there are too many, those above the image's become
 //! one, which costs the copy of what they hold; see [`OWN_LAYERS_MAX`].
@@ -18,7 +21,7 @@ use std::{
     fs::File,
     io,
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -41,6 +44,7 @@ use super::{
     manifest::{self, Block, Form, MEMORY, Manifest, QemuVersion, STATE, VIDEO},
     memory::{Ram, Sums, Trust, bytes_free},
     qmp::{Qmp, QmpError, QmpResult},
+    restore::Image,
 };
 use crate::{
     namespace::disk::failure,
@@ -135,22 +139,25 @@ impl Subject {
         into: &Path,
         forms: Option<Forms>,
     ) -> EngineResult<()> {
-        step(CaptureStep::Ready, self.make_ready(what)).await?;
+        if matches!(what, Capture::Suspended(_)) {
+            return Err(EngineError::Invalid("the machine is there, not in a memory image".to_owned()));
+        }
+        step(CaptureStep::Ready, self.make_ready(&what)).await?;
         let disk = match what {
             Capture::Disk | Capture::Machine => Some(self.capture_disk(into).await?),
-            Capture::Memory => None,
+            Capture::Memory | Capture::Suspended(_) => None,
         };
         let machine = match what {
             Capture::Memory | Capture::Machine => Some(self.capture_memory(into, forms).await?),
-            Capture::Disk => None,
+            Capture::Disk | Capture::Suspended(_) => None,
         };
         finish(into, Manifest::new(machine, disk), what).await
     }
 
     /// Sees to it that the machine stands still, if it has to, and that its disk can be worked on.
-    async fn make_ready(&self, what: Capture) -> EngineResult<()> {
+    async fn make_ready(&self, what: &Capture) -> EngineResult<()> {
         let status = self.qmp.status().await.map_err(talk("look at machine"))?;
-        if status.running && what != Capture::Disk {
+        if status.running && *what != Capture::Disk {
             return Err(EngineError::Invalid(
                 "the memory of a machine that runs cannot be captured".to_owned(),
             ));
@@ -374,9 +381,35 @@ const IGNORE_SHARED: &str = "x-ignore-shared";
 const MAPPED_RAM: &str = "mapped-ram";
 
 /// Captures the disk of a sandbox that has no machine.
-pub(super) async fn capture_stopped(disks: Arc<Disks>, id: SandboxId, into: &Path) -> EngineResult<()> {
-    let Some(record) = disks.record(&id)? else { return Err(EngineError::NotFound) };
-    let directory = disks.path_of(&id);
+pub(super) async fn capture_stopped(disks: &Disks, id: &SandboxId, into: &Path) -> EngineResult<()> {
+    let disk = capture_resting_disk(disks, id, into).await?;
+    finish(into, Manifest::new(None, Some(disk)), Capture::Disk).await
+}
+
+/// Captures a sandbox that has no machine, but a memory image of it.
+pub(super) async fn capture_suspended(
+    disks: &Disks,
+    id: &SandboxId,
+    memory: PathBuf,
+    into: &Path,
+) -> EngineResult<()> {
+    let from = memory.clone();
+    // What is damaged is found here, and not by everybody who goes on from the snapshot.
+    let image = run_blocking(move || Image::open(&from)).await?;
+    let disk = capture_resting_disk(disks, id, into).await?;
+    pass(CaptureStep::Memory, || {
+        [STATE, MEMORY, VIDEO]
+            .into_iter()
+            .try_for_each(|name| if_there(link(&memory.join(name), &into.join(name))).map(drop))
+    })
+    .map_err(|error| failure("link memory", error))?;
+    finish(into, Manifest::new(Some(image.machine), Some(disk)), Capture::Suspended(memory)).await
+}
+
+/// Freezes the disk of a sandbox that has no machine, and links it.
+async fn capture_resting_disk(disks: &Disks, id: &SandboxId, into: &Path) -> EngineResult<manifest::Disk> {
+    let Some(record) = disks.record(id)? else { return Err(EngineError::NotFound) };
+    let directory = disks.path_of(id);
     let mut chain = Chain::read(&directory)?;
     if let Some(top) = chain.top() {
         if chain.layers.len() - record.image_layers.min(chain.layers.len()) >= OWN_LAYERS_MAX {
@@ -389,12 +422,12 @@ pub(super) async fn capture_stopped(disks: Arc<Disks>, id: SandboxId, into: &Pat
             let before = chain.layers;
             chain = Chain::below(&directory, top)?;
             let gone: Vec<u32> = before.into_iter().filter(|number| !chain.layers.contains(number)).collect();
-            disks.remove_layers(&id, &gone)?;
+            disks.remove_layers(id, &gone)?;
         }
-        pass(CaptureStep::Layer, || disks.add_layer(&id, top, chain.size_bytes))?;
+        pass(CaptureStep::Layer, || disks.add_layer(id, top, chain.size_bytes))?;
     }
     pass(CaptureStep::Link, || link_disk(&directory, &chain, into))?;
-    finish(into, Manifest::new(None, Some(disk_of(record, &chain))), Capture::Disk).await
+    Ok(disk_of(record, &chain))
 }
 
 fn disk_of(record: Record, chain: &Chain) -> manifest::Disk {

@@ -49,9 +49,13 @@ impl Inner {
                 };
                 subject.capture(what, &into).await
             }
-            Err(EngineError::NotFound) if what == Capture::Disk => {
-                capture::capture_stopped(Arc::clone(&self.disks), id, &into).await
-            }
+            Err(EngineError::NotFound) => match what {
+                Capture::Disk => capture::capture_stopped(&self.disks, &id, &into).await,
+                Capture::Suspended(memory) => {
+                    capture::capture_suspended(&self.disks, &id, memory, &into).await
+                }
+                Capture::Memory | Capture::Machine => Err(EngineError::NotFound),
+            },
             Err(error) => Err(error),
         }
     }

@@ -461,14 +461,14 @@ async fn a_disk_is_captured_while_its_machine_writes_and_layers_become_one() {
     let id = machine.subject.id.clone();
     drop(machine);
     let mut snapshot = host.empty("stopped");
-    capture_stopped(Arc::clone(&host.disks), id, &snapshot).await.expect("captured");
+    capture_stopped(&host.disks, &id, &snapshot).await.expect("captured");
     for number in 0..OWN_LAYERS_MAX + 2 {
         let id = host.made_of(&snapshot);
         let chain = Chain::read(&host.disks.path_of(&id)).expect("read");
         let top = host.disks.path_of(&id).join(layer_name(chain.top().expect("a top")));
         qemu_io(&top, &format!("write -q -P {} 64k 64k", b'A' + u8::try_from(number).expect("few")));
         snapshot = host.empty(&format!("stopped-{number}"));
-        capture_stopped(Arc::clone(&host.disks), id.clone(), &snapshot).await.expect("captured");
+        capture_stopped(&host.disks, &id, &snapshot).await.expect("captured");
         let own = Chain::read(&snapshot).expect("read").layers.len() - 1;
         assert!(own <= OWN_LAYERS_MAX, "{own} layers at {number}");
         shows(&snapshot, b'A' + u8::try_from(number).expect("few"), "64k");

@@ -1,7 +1,7 @@
 //! Snapshots of machines that run, and what is made of them, on a guest with the real agent.
 
 use std::{
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -179,6 +179,7 @@ async fn a_machine_is_suspended_again_and_again_and_what_is_damaged_never_runs()
     sh(&toolbox, COUNT).await;
     let mut then = counts_on(&toolbox).await;
     let mut image = PathBuf::new();
+    let asleep = empty(&host, "asleep");
     for round in 1..=3 {
         sh(&toolbox, &format!("echo round{round} >/dev/vda; sync")).await;
         host.engine.freeze(&spec.id).await.expect("frozen");
@@ -191,6 +192,11 @@ async fn a_machine_is_suspended_again_and_again_and_what_is_damaged_never_runs()
             captured(&host, &spec.id, Capture::Memory, &image).await;
         }
         host.engine.stop(&spec.id, StopMode::Kill).await.expect("stopped");
+        if round == 1 {
+            captured(&host, &spec.id, Capture::Suspended(image.clone()), &asleep).await;
+            let inode = |directory: &Path| fs_err::metadata(directory.join("memory")).expect("there").ino();
+            assert_eq!(inode(&asleep), inode(&image), "its memory is linked, not copied");
+        }
         if round > 1 {
             fs_err::remove_dir_all(old).expect("removed");
         }
@@ -233,6 +239,15 @@ async fn a_machine_is_suspended_again_and_again_and_what_is_damaged_never_runs()
     spec.resources = whole;
     let toolbox = restored(&host, &spec, &image).await;
     assert!(counts_on(&toolbox).await > 0);
+    let awake = empty(&host, "awake");
+    let refused = host.engine.capture(&spec.id, Capture::Suspended(image), awake).await;
+    assert!(matches!(refused, Err(EngineError::Invalid(_))), "{refused:?}");
+    host.engine.stop(&spec.id, StopMode::Kill).await.expect("stopped");
+
+    // What was taken while it was suspended is what it was then, though it went on.
+    let twin = restored(&host, &made_of(&spec, &asleep), &asleep).await;
+    assert_eq!(sh(&twin, "head -c 7 /dev/vda").await, "round1\n");
+    assert!(counts_on(&twin).await > 0);
     host.end().await;
 }
 

@@ -1,7 +1,8 @@
 //! How a sandbox is captured while it goes on: between two steps, when there is nothing to do.
 //!
 //! A machine that is captured with its memory is hung up and stands still; the planner opens it and greets it again. For
-//! its disk alone it only stands still, if even that: who speaks to it waits. A server that dies in between leaves a
+//! its disk alone it only stands still, if even that: who speaks to it waits. One that is suspended stays so: its memory
+//! image and its disk are the snapshot's as well. A server that dies in between leaves a
 //! machine that stands still; the next one's planner thaws it, for nothing about it is written down.
 
 use std::sync::Arc;
@@ -108,9 +109,10 @@ impl Actor {
             fault::pass_async(CaptureStep::Freeze.name(), self.act(Step::Freeze, &wanted)).await?;
             self.seen.succeeded(Step::Freeze, &wanted);
         }
-        let what = match capture.kind {
-            SnapshotKind::Disk => Capture::Disk,
-            SnapshotKind::Machine => Capture::Machine,
+        let what = match (capture.kind, self.sandbox.goal) {
+            (SnapshotKind::Disk, _) => Capture::Disk,
+            (SnapshotKind::Machine, Goal::Suspended) => Capture::Suspended(self.memory_image(&wanted)?),
+            (SnapshotKind::Machine, _) => Capture::Machine,
         };
         let written = self.handle.engine.capture(&self.handle.id, what, capture.into.clone());
         let written = steps::within(steps::CAPTURE_MAX, "capture sandbox", written);
@@ -137,9 +139,15 @@ impl Actor {
             (Goal::Stopped, SnapshotKind::Machine) => conflict(format!(
                 "sandbox {id} is stopped and has no memory: take a snapshot of its disk, or start it first"
             )),
-            (Goal::Suspended, SnapshotKind::Machine) => conflict(format!(
-                "sandbox {id} is suspended: resume it before a snapshot with its memory is taken"
-            )),
+            (Goal::Suspended, SnapshotKind::Machine) => {
+                let whole = self.seen.host.is_some_and(|host| host.disk && host.image);
+                // The image has its memory as long as no machine has gone on from it.
+                if whole && machine.is_none() && self.wanted().memory_counts() {
+                    Ok(Stillness::AsIs)
+                } else {
+                    conflict(format!("sandbox {id} is not suspended yet"))
+                }
+            }
             (Goal::Archived, _) => conflict(format!("sandbox {id} is archived: start it first")),
             (Goal::Stopped | Goal::Suspended, SnapshotKind::Disk) => {
                 let disk = self.seen.host.is_some_and(|host| host.disk);

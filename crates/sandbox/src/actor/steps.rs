@@ -347,11 +347,9 @@ impl Actor {
         self.shared.instance.dir().join(MEMORY_DIR).join(self.handle.id.as_str())
     }
 
-    fn memory_image(&self, wanted: &Wanted) -> Result<PathBuf> {
-        let generation = wanted
-            .holdings
-            .memory
-            .ok_or_else(|| Error::new(Kind::Internal, "restore without a memory image"))?;
+    pub(super) fn memory_image(&self, wanted: &Wanted) -> Result<PathBuf> {
+        let generation =
+            wanted.holdings.memory.ok_or_else(|| Error::new(Kind::Internal, "there is no memory image"))?;
         Ok(self.memory_dir().join(generation.to_string()))
     }
 

@@ -92,13 +92,14 @@ impl Service {
     }
 
     /// Copies a sandbox, with its memory where its engine can, and waits until the copy runs. The original is frozen for
-    /// as short as that takes.
+    /// as short as that takes; one that is suspended stays so.
     pub async fn fork(&self, id: &SandboxId, request: ForkSandbox) -> Result<SandboxView> {
         let handle = self.to_capture(id).await?;
         let capabilities = handle.engine.capabilities();
         let kind = if capabilities.memory_snapshot { SnapshotKind::Machine } else { SnapshotKind::Disk };
         admission::admit_capture(capabilities, kind, CaptureMode::Frozen)?;
-        if !matches!(handle.phase(), Phase::Running | Phase::Paused | Phase::Starting) {
+        let suspended = kind == SnapshotKind::Machine && handle.phase() == Phase::Suspended;
+        if !suspended && !matches!(handle.phase(), Phase::Running | Phase::Paused | Phase::Starting) {
             return Err(not_running(id));
         }
         // What is wrong with the request is told before the original is disturbed.

@@ -157,9 +157,18 @@ async fn what_there_is_decides_what_can_be_captured() {
     service.set_goal(&id, Goal::Running).await.expect("resumed");
     service.set_goal(&id, Goal::Suspended).await.expect("suspended");
     take("suspended", SnapshotKind::Disk).await.expect("taken");
-    let refused = take("memory", SnapshotKind::Machine).await.expect_err("refused");
-    assert_eq!(refused.kind(), Kind::Conflict);
-    assert!(refused.message().contains("resume"), "{refused}");
+    house.engine.forget_calls();
+    take("asleep", SnapshotKind::Machine).await.expect("taken");
+    let asleep = service.create(from("asleep")).await.expect("created").sandbox.id;
+    let twin = service.fork(&id, fork()).await.expect("forked").sandbox.id;
+    for copy in [&asleep, &twin] {
+        assert_eq!(house.engine.content(copy), ("disk".to_owned(), "memory".to_owned()));
+    }
+    let woken = |op: &Op| matches!(op, Op::Freeze | Op::Stop);
+    assert!(!house.engine.calls().iter().any(woken), "nobody disturbed it: {:?}", house.engine.calls());
+    assert!(service.toolbox(&id).await.is_err(), "it stays suspended");
+    service.set_goal(&id, Goal::Running).await.expect("resumed");
+    assert_eq!(house.engine.content(&id), ("disk".to_owned(), "memory".to_owned()));
 
     service.set_goal(&id, Goal::Stopped).await.expect("stopped");
     take("stopped", SnapshotKind::Disk).await.expect("taken");
@@ -168,7 +177,7 @@ async fn what_there_is_decides_what_can_be_captured() {
     service.delete(&id).await.expect("deleted");
     assert_eq!(kind(take("memory", SnapshotKind::Disk).await), Kind::Gone);
     let (there, aside) = on_disk(&house);
-    assert_eq!((there.len(), aside.len()), (3, 0), "nothing is left of what was refused");
+    assert_eq!((there.len(), aside.len()), (5, 0), "nothing is left of what was refused");
 }
 
 #[tokio::test(start_paused = true)]
