@@ -268,7 +268,7 @@ pub(crate) struct Details {
 
 /// Gives refusals their body.
 async fn finish(mut response: Response, method: &Method, path: &str) -> Response {
-    let status = response.status();
+    let mut status = response.status();
     if status.is_success() || status.is_redirection() || status.is_informational() {
         return response;
     }
@@ -281,6 +281,11 @@ async fn finish(mut response: Response, method: &Method, path: &str) -> Response
             let (parts, body) = response.into_parts();
             let text = foreign_message(body).await;
             response = Response::from_parts(parts, Body::empty());
+            // What cannot be read as the request it should be is one kind of mistake, whatever is wrong with it.
+            if matches!(status, StatusCode::UNPROCESSABLE_ENTITY | StatusCode::UNSUPPORTED_MEDIA_TYPE) {
+                status = StatusCode::BAD_REQUEST;
+                *response.status_mut() = status;
+            }
             foreign(status, &text)
         }
     };
@@ -318,9 +323,7 @@ fn foreign(status: StatusCode, text: &str) -> (&'static str, String) {
     match status {
         StatusCode::NOT_FOUND if text.is_empty() => ("NOT_FOUND", "not found: no such route".to_owned()),
         StatusCode::METHOD_NOT_ALLOWED => ("METHOD_NOT_ALLOWED", "this route has no such method".to_owned()),
-        StatusCode::UNPROCESSABLE_ENTITY | StatusCode::BAD_REQUEST | StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-            ("INVALID_REQUEST_BODY", format!("invalid body request: {text}"))
-        }
+        StatusCode::BAD_REQUEST => ("INVALID_REQUEST_BODY", format!("invalid body request: {text}")),
         StatusCode::PAYLOAD_TOO_LARGE => {
             ("PAYLOAD_TOO_LARGE", format!("bad request: a body has at most {JSON_BYTES_MAX} bytes"))
         }

@@ -61,6 +61,9 @@ const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Chunks that wait for one client; one that falls further behind is dropped.
 const CHUNKS_MAX: usize = 256;
 
+/// How long a client may take for one chunk.
+const SEND_WAIT: Duration = Duration::from_secs(30);
+
 /// Bytes read from the terminal at once; the kernel gives no more.
 const READ_BYTES: usize = 4096;
 
@@ -477,15 +480,15 @@ impl Client {
         let ending = loop {
             match self.next(&mut socket).await {
                 Event::Output(chunk) => {
-                    if socket.send(Message::Binary(chunk)).await.is_err() {
-                        return;
+                    let sent = tokio::time::timeout(SEND_WAIT, socket.send(Message::Binary(chunk)));
+                    match sent.await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return,
+                        Err(_stuck) => return too_slow(socket).await,
                     }
                 }
                 Event::Input(bytes) => self.type_in(&bytes).await,
-                Event::TooSlow => {
-                    let frame = CloseFrame { code: close_code::POLICY, reason: "client is too slow".into() };
-                    return websocket::close(socket, frame).await;
-                }
+                Event::TooSlow => return too_slow(socket).await,
                 Event::Gone => return,
                 Event::Ended(ending) => break ending,
             }
@@ -493,16 +496,17 @@ impl Client {
         self.say_end(socket, ending).await;
     }
 
-    /// What happens next. Cancel-safe in every arm; output first, so that the end comes after all of it.
+    /// What happens next. Cancel-safe in every arm. Input first, so that a flood can be stopped; the end last, so that it
+    /// comes after all output.
     async fn next(&mut self, socket: &mut WebSocket) -> Event {
         tokio::select! {
             biased;
+            message = websocket::receive(socket) => message.map_or(Event::Gone, Event::Input),
             chunk = self.output.recv() => match chunk {
                 Ok(chunk) => Event::Output(chunk),
                 Err(broadcast::error::RecvError::Lagged(_)) => Event::TooSlow,
                 Err(broadcast::error::RecvError::Closed) => Event::Gone,
             },
-            message = websocket::receive(socket) => message.map_or(Event::Gone, Event::Input),
             ending = ended(&mut self.ended) => Event::Ended(ending),
         }
     }
@@ -534,6 +538,12 @@ impl Client {
         let close = if code == 0 { close_code::NORMAL } else { close_code::ERROR };
         websocket::close(socket, CloseFrame { code: close, reason: said.to_string().into() }).await;
     }
+}
+
+/// Drops a client that cannot keep up.
+async fn too_slow(socket: WebSocket) {
+    let frame = CloseFrame { code: close_code::POLICY, reason: "client is too slow".into() };
+    websocket::close(socket, frame).await;
 }
 
 /// What a client's task deals with.

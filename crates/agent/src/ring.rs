@@ -184,6 +184,19 @@ impl Log {
         Reader { log: Arc::clone(self), id }
     }
 
+    /// The same from `offset` on or, where that is dropped already, from the oldest byte kept; answers which.
+    pub(crate) fn attach_kept(self: &Arc<Self>, offset: u64) -> (Reader, u64) {
+        let reader = self.attach(offset);
+        let mut inner = self.lock();
+        let start = inner.start;
+        let kept = inner.readers.iter_mut().find(|position| position.id == reader.id).map(|position| {
+            position.offset = position.offset.max(start);
+            position.offset
+        });
+        drop(inner);
+        (reader, kept.unwrap_or(start))
+    }
+
     /// Wakes the readers for a reason outside of the log.
     pub(crate) fn changed(&self) -> &Arc<Notify> {
         &self.changed
@@ -193,6 +206,13 @@ impl Log {
     pub(crate) fn copy(&self, offset: u64, end: u64) -> Vec<u8> {
         let inner = self.lock();
         copy_range(&inner, offset.max(inner.start), end.min(inner.end()))
+    }
+
+    /// Everything kept from `offset` on, and the offset of its first byte.
+    pub(crate) fn copy_from(&self, offset: u64) -> (u64, Vec<u8>) {
+        let inner = self.lock();
+        let start = offset.clamp(inner.start, inner.end());
+        (start, copy_range(&inner, start, inner.end()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -73,10 +73,11 @@ pub(crate) async fn receive(socket: &mut WebSocket) -> Option<axum::body::Bytes>
 
 /// Says the end and waits a moment for its echo, so that the reason arrives.
 pub(crate) async fn close(mut socket: WebSocket, frame: CloseFrame) {
-    if socket.send(Message::Close(Some(frame))).await.is_err() {
-        return;
-    }
-    let echo = async { while let Some(Ok(_)) = socket.recv().await {} };
-    // A side that does not answer is gone.
-    let _ = tokio::time::timeout(CLOSE_WAIT, echo).await;
+    let said = async {
+        if socket.send(Message::Close(Some(frame))).await.is_ok() {
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    };
+    // A side that takes nothing, or does not answer, is gone.
+    let _ = tokio::time::timeout(CLOSE_WAIT, said).await;
 }

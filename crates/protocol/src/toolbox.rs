@@ -124,6 +124,13 @@ pub struct ReplaceResult {
     pub error: Option<String>,
 }
 
+/// Header of a command's log: the offset of its first byte in the log with its markers. A request with `?offset=`
+/// gets what comes from there on, or from the first byte after it that is kept.
+pub const OFFSET_HEADER: &str = "x-sandhaus-offset";
+
+/// Header of a log that is not followed: the offset behind its last byte, from where a later request goes on.
+pub const END_HEADER: &str = "x-sandhaus-end-offset";
+
 /// A command to run to its end.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -4,11 +4,12 @@
 //! ```text
 //!   exec ──> queue ──> driver ── script pipe ──> shell ── two pipes ──> readers ──> log of the command
 //! ```
-//! Files: [`self`] the sessions and their commands, [`driver`] the task behind each, [`routes`].
+//! Files: [`self`] the sessions and their commands, [`driver`] the task behind each, [`demux`] the markers, [`routes`].
 //!
 //! The end of a command travels through both pipes behind its output, so a command has an exit code only when its log
 //! is complete. The reserved session `entrypoint` has one command, the sandbox's own, and takes no others.
 
+mod demux;
 mod driver;
 mod hand_over;
 mod routes;
@@ -62,8 +63,8 @@ const TERMINATION_GRACE: Duration = Duration::from_secs(5);
 const TERMINATION_CHECK: Duration = Duration::from_millis(100);
 
 /// Precede each piece of output in a log.
-pub(crate) const STDOUT_MARKER: [u8; 3] = [1; 3];
-pub(crate) const STDERR_MARKER: [u8; 3] = [2; 3];
+const STDOUT_MARKER: [u8; 3] = [1; 3];
+const STDERR_MARKER: [u8; 3] = [2; 3];
 
 /// The sessions by name.
 #[derive(Default)]

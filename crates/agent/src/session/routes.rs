@@ -9,17 +9,20 @@ use axum::{
         Path, Query, State,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
     },
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use sandhaus_protocol::toolbox::{
-    Command as CommandInfo, CreateSessionRequest, Session as SessionInfo, SessionExecuteReply,
-    SessionExecuteRequest, SessionInputRequest, SessionLogs,
+    Command as CommandInfo, CreateSessionRequest, END_HEADER, OFFSET_HEADER, Session as SessionInfo,
+    SessionExecuteReply, SessionExecuteRequest, SessionInputRequest, SessionLogs,
 };
 use serde::Deserialize;
 
-use super::{ENTRYPOINT, InputEcho, STDERR_MARKER, STDOUT_MARKER, SessionCommand};
+use super::{
+    ENTRYPOINT, InputEcho, SessionCommand,
+    demux::{Demux, split, strip},
+};
 use crate::{
     agent::Agent,
     error::{Error, Result},
@@ -89,40 +92,6 @@ pub(crate) fn routes() -> Router<Arc<Agent>> {
         .route("/process/session/{id}/command/{command_id}", get(command))
         .route("/process/session/{id}/command/{command_id}/input", post(input))
         .route("/process/session/{id}/command/{command_id}/logs", get(logs))
-}
-
-/// Takes marked output apart. Bytes before the first marker, which a full log may have lost, count as standard output.
-fn split(marked: &[u8]) -> (Vec<u8>, Vec<u8>) {
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let mut into_stderr = false;
-    let mut rest = marked;
-    while let Some(first) = rest.first() {
-        if let Some(after) = rest.strip_prefix(&STDOUT_MARKER) {
-            (into_stderr, rest) = (false, after);
-        } else if let Some(after) = rest.strip_prefix(&STDERR_MARKER) {
-            (into_stderr, rest) = (true, after);
-        } else {
-            if into_stderr { &mut stderr } else { &mut stdout }.push(*first);
-            rest = &rest[1..];
-        }
-    }
-    (stdout, stderr)
-}
-
-/// The same without taking apart.
-fn strip(marked: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(marked.len());
-    let mut rest = marked;
-    while let Some(first) = rest.first() {
-        let marker = rest.strip_prefix(&STDOUT_MARKER).or_else(|| rest.strip_prefix(&STDERR_MARKER));
-        if let Some(after) = marker {
-            rest = after;
-        } else {
-            plain.push(*first);
-            rest = &rest[1..];
-        }
-    }
-    plain
 }
 
 fn text(bytes: Vec<u8>) -> String {
@@ -230,6 +199,8 @@ pub(crate) async fn input(
 pub(crate) struct LogsQuery {
     #[serde(default)]
     follow: bool,
+    /// Only what comes after so many bytes of the log with its markers, and with its markers.
+    offset: Option<u64>,
 }
 
 /// A WebSocket upgrade, if the request is one.
@@ -264,20 +235,33 @@ fn send_logs(
     headers: &HeaderMap,
     upgrade: Upgrade,
 ) -> Response {
+    let shape = match query.offset {
+        // Who counts bytes counts those of the markers.
+        Some(_) if Shape::of(headers) == Shape::Combined => Shape::Marked,
+        _ => Shape::of(headers),
+    };
+    let from = query.offset.unwrap_or(0);
     if let Ok(mut upgrade) = upgrade {
         websocket::select_protocol(&mut upgrade);
-        return upgrade.on_upgrade(move |socket| follow_on_socket(socket, command));
+        let says_version =
+            headers.contains_key(VERSION_HEADER) || websocket::offered_version(headers).is_some();
+        // A socket without a version is no old client: those never had sockets.
+        let shape = if says_version { shape } else { Shape::Marked };
+        let (following, start) = Following::new(command, from, shape);
+        let response = upgrade.on_upgrade(move |socket| follow_on_socket(socket, following));
+        return telling(response, start, None);
     }
     if query.follow {
-        let following = Following::new(command);
+        let (following, start) = Following::new(command, from, shape);
         let chunks = futures::stream::unfold(following, |mut following| async move {
             let chunk = following.next().await?;
             Some((Ok::<_, Infallible>(Bytes::from(chunk)), following))
         });
-        return plain(Body::from_stream(chunks));
+        return telling(plain(Body::from_stream(chunks)), start, None);
     }
-    let marked = command.output();
-    match Shape::of(headers) {
+    let (start, marked) = command.log.copy_from(from);
+    let end = start + marked.len() as u64;
+    let response = match shape {
         Shape::Combined => plain(Body::from(strip(&marked))),
         Shape::Marked => plain(Body::from(marked)),
         Shape::Split => {
@@ -285,7 +269,8 @@ fn send_logs(
             Json(SessionLogs { output: text(marked), stdout: text(stdout), stderr: text(stderr) })
                 .into_response()
         }
-    }
+    };
+    telling(response, start, Some(end))
 }
 
 fn plain(body: Body) -> Response {
@@ -296,38 +281,75 @@ fn plain(body: Body) -> Response {
     response
 }
 
+/// Says which bytes of the log an answer has, so that a reader whose connection breaks can go on behind them.
+fn telling(mut response: Response, start: u64, end: Option<u64>) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(HeaderName::from_static(OFFSET_HEADER), start.into());
+    if let Some(end) = end {
+        headers.insert(HeaderName::from_static(END_HEADER), end.into());
+    }
+    response
+}
+
 /// A reader that follows a command's log to its end.
 struct Following {
     command: Arc<SessionCommand>,
     reader: Reader,
+    /// Takes the markers out for clients that do not know them.
+    strip: Option<Demux>,
 }
 
 impl Following {
-    fn new(command: Arc<SessionCommand>) -> Self {
-        let reader = command.log.attach(0);
-        Self { command, reader }
+    /// A reader from `offset` on, or from the first byte after it that is kept: that one's offset.
+    fn new(command: Arc<SessionCommand>, offset: u64, shape: Shape) -> (Self, u64) {
+        let (reader, start) = command.log.attach_kept(offset);
+        let strip = match shape {
+            Shape::Combined => Some(Demux::default()),
+            Shape::Marked | Shape::Split => None,
+        };
+        (Self { command, reader, strip }, start)
     }
 
     /// The next bytes; `None` when the command has ended and everything was given. Cancel-safe.
     async fn next(&mut self) -> Option<Vec<u8>> {
+        let command = Arc::clone(&self.command);
         loop {
-            let changed = self.command.log.changed().notified();
+            let changed = command.log.changed().notified();
             let mut changed = std::pin::pin!(changed);
             changed.as_mut().enable();
             // Asked before the log is read: what it holds then is everything.
-            let ended = self.command.exit_code().is_some();
-            match self.reader.take(FOLLOW_BYTES, None) {
-                Found::Bytes(_, bytes) => return Some(bytes),
-                Found::Gap(_) => {}
-                Found::Nothing if ended => return None,
-                Found::Nothing => changed.await,
+            let ended = command.exit_code().is_some();
+            let bytes = match self.reader.take(FOLLOW_BYTES, None) {
+                Found::Bytes(_, bytes) => self.without_markers(bytes),
+                Found::Gap(_) => continue,
+                Found::Nothing if ended => self.last()?,
+                Found::Nothing => {
+                    changed.await;
+                    continue;
+                }
+            };
+            if !bytes.is_empty() {
+                return Some(bytes);
             }
         }
     }
+
+    fn without_markers(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        let Some(demux) = &mut self.strip else { return bytes };
+        let mut plain = Vec::with_capacity(bytes.len());
+        demux.feed(&bytes, |_, bytes| plain.extend_from_slice(bytes));
+        plain
+    }
+
+    /// What might have become a marker; `None` when nothing is left.
+    fn last(&mut self) -> Option<Vec<u8>> {
+        let mut plain = Vec::new();
+        self.strip.as_mut()?.finish(|_, bytes| plain.extend_from_slice(bytes));
+        (!plain.is_empty()).then_some(plain)
+    }
 }
 
-async fn follow_on_socket(mut socket: WebSocket, command: Arc<SessionCommand>) {
-    let mut following = Following::new(command);
+async fn follow_on_socket(mut socket: WebSocket, mut following: Following) {
     loop {
         tokio::select! {
             // Both arms are cancel-safe.
@@ -364,12 +386,5 @@ mod tests {
             assert_eq!(Shape::of_version(version), shape, "{version}");
         }
         assert_eq!(Shape::of(&HeaderMap::new()), Shape::Combined);
-    }
-
-    #[test]
-    fn marked_output_comes_apart() {
-        let marked = b"lost\x01\x01\x01out\x02\x02\x02err\x01\x01\x01more";
-        assert_eq!(split(marked), (b"lostoutmore".to_vec(), b"err".to_vec()));
-        assert_eq!(strip(marked), b"lostouterrmore");
     }
 }

@@ -267,6 +267,80 @@ fn logs_can_be_followed_on_a_socket() {
 }
 
 #[test]
+fn a_log_goes_on_where_a_connection_broke() {
+    let agent = Agent::start(None);
+    agent.post("/process/session", &json!({ "sessionId": "s" }));
+    let script = "printf '%06d' $(seq 1 20000); echo e >&2; read x; printf last";
+    let reply = in_session(&agent, "s", &json!({ "command": script, "async": true }));
+    let reply: SessionExecuteReply = reply.json();
+    let logs = format!("/process/session/s/command/{}/logs", reply.cmd_id);
+    let whole = || agent.request("GET", &format!("{logs}?offset=0"), &[], b"");
+    eventually("both streams are there", || {
+        let log = whole().body;
+        log.len() > 120_000 && String::from_utf8_lossy(&log).contains("\u{2}\u{2}\u{2}e\n")
+    });
+    let reply = whole();
+    assert_eq!(reply.headers["x-sandhaus-offset"], "0");
+    assert_eq!(reply.headers["x-sandhaus-end-offset"], reply.body.len().to_string());
+    // Over HTTP and over a socket: a part, then a broken connection.
+    let mut answer = agent.send("GET", &format!("{logs}?follow=true&offset=10"), &[], b"");
+    assert_eq!(answer.headers["x-sandhaus-offset"], "10");
+    let first = answer.next_piece().expect("a piece").expect("not the end");
+    drop(answer);
+    assert_eq!(first, reply.body[10..10 + first.len()]);
+    let from = 10 + first.len();
+    let (mut socket, _) =
+        Socket::connect(&agent, &format!("{logs}?follow=true&offset={from}"), "").expect("upgrades");
+    let (kind, second) = socket.receive();
+    assert_eq!((kind, &second[..]), (2, &reply.body[from..from + second.len()]));
+    drop(socket);
+    let from = from + second.len();
+    let input = format!("/process/session/s/command/{}/input", reply_id(&logs));
+    assert_eq!(agent.post(&input, &json!({ "data": "go" })).status, 204);
+    let rest = agent.request("GET", &format!("{logs}?follow=true&offset={from}"), &[], b"");
+    let log = whole().body;
+    assert_eq!(rest.body, log[from..]);
+    assert!(log.ends_with(b"last"));
+    // Who knows no markers sees none, also while following.
+    let plain = agent.request("GET", &format!("{logs}?follow=true"), &[], b"").body;
+    assert!(!plain.contains(&1) && !plain.contains(&2) && plain.ends_with(b"last"));
+    let old = "X-Daytona-SDK-Version~0.26.0";
+    let (socket, _) = Socket::connect(&agent, &format!("{logs}?follow=true"), old).expect("upgrades");
+    assert_eq!(socket.finish().0, plain);
+}
+
+/// The command's name in the address of its log.
+fn reply_id(logs: &str) -> &str {
+    logs.rsplit('/').nth(1).expect("it has one")
+}
+
+#[test]
+fn a_terminal_has_many_clients_and_drops_the_slow_ones() {
+    /// Together more than all the buffers between hold, each less than the queue of one client.
+    const STEPS: usize = 12;
+    let agent = Agent::start(None);
+    assert_eq!(agent.post("/process/pty", &json!({ "id": "t" })).status, 201);
+    let connect = || Socket::connect(&agent, "/process/pty/t/connect", "").expect("upgrades").0;
+    let (slow, mut one, mut other) = (connect(), connect(), connect());
+    for step in 0..STEPS {
+        one.send(&format!("head -c 200000 /dev/zero | tr '\\0' x; echo en''d{step}\n"));
+        let end = format!("end{step}\r\n");
+        for quick in [&mut one, &mut other] {
+            let mut seen = Vec::new();
+            while !String::from_utf8_lossy(&seen[seen.len().saturating_sub(8192)..]).contains(&end) {
+                seen.extend_from_slice(&quick.receive().1);
+            }
+        }
+    }
+    let (_, _, close) = slow.finish();
+    assert_eq!(&close[..2], 1008_u16.to_be_bytes());
+    other.send("exit 0\n");
+    for quick in [one, other] {
+        assert_eq!(&quick.finish().2[..2], 1000_u16.to_be_bytes());
+    }
+}
+
+#[test]
 fn what_the_agent_says_of_itself() {
     let agent = Agent::start(None);
     assert_eq!(agent.get("/version").json::<Value>()["version"], env!("CARGO_PKG_VERSION"));
