@@ -20,7 +20,8 @@ PATIENCE_SECONDS = 60
 class Server:
     """`sandhaus serve` on a free port and a data directory of its own, with the host's image also named `python`."""
 
-    def __init__(self, api_key=API_KEY, config=""):
+    def __init__(self, api_key=API_KEY, config="", patience=PATIENCE_SECONDS):
+        self.patience = patience
         self.api_key = api_key
         self.binary = os.environ["SANDHAUS_BIN"]
         self.data = tempfile.mkdtemp(prefix="sandhaus-python-")
@@ -63,7 +64,7 @@ class Server:
         done = subprocess.run(
             [self.binary, "--config", self.config, "--data-dir", self.data, *arguments], env=self.environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            timeout=PATIENCE_SECONDS)
+            timeout=self.patience)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout
 
@@ -74,7 +75,7 @@ class Server:
             headers.setdefault("Authorization", f"Bearer {self.api_key}")
         if body is not None and not isinstance(body, (str, bytes)):
             body = json.dumps(body)
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.patience)
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()

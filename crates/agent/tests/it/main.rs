@@ -3,6 +3,7 @@
 
 mod code;
 mod files;
+mod git;
 mod guest;
 mod init;
 mod machine;

@@ -46,6 +46,11 @@ pub(crate) enum Who {
 impl Agent {
     /// By hand, with this shell, or the preferred one.
     pub(crate) fn start(shell: Option<&str>) -> Self {
+        Self::start_prepared(shell, |_, _| {})
+    }
+
+    /// The same with further preparations of the command and of the agent's folder, which is its home.
+    pub(crate) fn start_prepared(shell: Option<&str>, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::create_dir(folder.path().join("work")).expect("create the work directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_sandhaus-agent"));
@@ -61,6 +66,7 @@ impl Agent {
                 command.arg("--shell").arg(shell);
             }
         }
+        prepare(&mut command, folder.path());
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("start the agent");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped"))
