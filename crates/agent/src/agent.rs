@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use crate::{
     error::{Error, Result},
     execute::check_variable,
+    files::Streams,
     git::Git,
     interpreter::Contexts,
     lsp::Servers,
@@ -38,13 +39,16 @@ const LONG_FILE_WORK_MAX: usize = 2;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What this agent can do.
-const FEATURES: [Feature; 11] = [
+const FEATURES: [Feature; 14] = [
     Feature::Shell,
     Feature::Process,
     Feature::Execute,
     Feature::Session,
     Feature::Pty,
     Feature::Files,
+    Feature::Watch,
+    Feature::System,
+    Feature::Proxy,
     Feature::Env,
     Feature::CodeRun,
     Feature::Interpreter,
@@ -111,6 +115,8 @@ pub(crate) struct Agent {
     pub(crate) terminals: Terminals,
     /// Interpreter contexts of the compatible contract.
     pub(crate) contexts: Contexts,
+    /// Who looks on as files change.
+    pub(crate) watches: Streams,
     /// Room for work on files that may take long: fewer at once than there are threads for files.
     pub(crate) long_file_work: Semaphore,
     /// What it knows of the use of its machine.
@@ -202,6 +208,7 @@ impl Agent {
             servers: Servers::default(),
             terminals: Terminals::default(),
             contexts: Contexts::default(),
+            watches: Streams::default(),
             long_file_work: Semaphore::new(LONG_FILE_WORK_MAX),
             usage,
             proxy: Proxy::default(),

@@ -87,6 +87,12 @@ pub enum Feature {
     Pty,
     /// Files (`/files`).
     Files,
+    /// Changes of files as they happen ([`crate::watch`]).
+    Watch,
+    /// What the sandbox uses, its environment, its ports ([`crate::system`]).
+    System,
+    /// The way to a port (`/proxy`).
+    Proxy,
     /// Variables in the greeting.
     Env,
     /// It takes [`Guest`].

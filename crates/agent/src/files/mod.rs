@@ -1,10 +1,11 @@
 //! The file routes: [`self`] for what is small, [`transfer`] for contents in and out, [`multipart`] for many at once,
-//! [`form`] for how those come, [`search`] for looking into them. All work on files happens on threads that have the workload's rights.
+//! [`form`] for how those come, [`search`] for looking into them, [`watch`] for looking on. All work on files happens on threads that have the workload's rights.
 
 mod form;
 mod multipart;
 mod search;
 mod transfer;
+mod watch;
 
 use std::{io, sync::Arc};
 
@@ -18,9 +19,11 @@ use axum::{
 use sandhaus_protocol::{
     files::{LINK_PATH, LIST_ENTRIES_MAX, Link, PATH_BYTES_MAX},
     toolbox::FileInfo,
+    watch::PATH as WATCH_PATH,
 };
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::watch::Streams;
 use crate::{
     accounts::{self, Register},
     agent::Agent,
@@ -53,6 +56,7 @@ pub(crate) fn routes() -> Router<Arc<Agent>> {
         .route("/files/find", get(search::find))
         .route("/files/search", get(search::search))
         .route("/files/replace", post(search::replace))
+        .route(WATCH_PATH, get(watch::watch))
 }
 
 /// A path, and the root it may be confined to.

@@ -304,3 +304,109 @@ fn contents_and_names_are_found_and_replaced() {
     assert_eq!(fs::read(agent.work().join("a.txt")).expect("read"), b"onE\ntwo nEEdlE\n");
     assert_eq!(fs::metadata(agent.work().join("a.txt")).expect("stat").permissions().mode() & 0o7777, 0o600);
 }
+
+/// The events of a watch, by name and data.
+struct Events {
+    answer: crate::support::Answer,
+    text: String,
+}
+
+impl Events {
+    fn of(agent: &Agent, query: &str) -> Self {
+        let answer = agent.send("GET", &format!("/files/watch?{query}"), &[], b"");
+        assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/event-stream"));
+        let mut events = Self { answer, text: String::new() };
+        assert_eq!(events.next().expect("a first event").0, "ready");
+        events
+    }
+
+    fn next(&mut self) -> Option<(String, serde_json::Value)> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let event = event.to_owned();
+                self.text = rest.to_owned();
+                let Some(event) = event.strip_prefix("event: ") else { continue };
+                let (name, data) = event.split_once("\ndata: ").expect("a name and data");
+                return Some((name.to_owned(), serde_json::from_str(data).expect("JSON")));
+            }
+            let piece = self.answer.next_piece().expect("the stream is whole")?;
+            self.text.push_str(&String::from_utf8(piece).expect("text"));
+        }
+    }
+
+    /// Reads until this happened to that.
+    fn until(&mut self, kind: &str, path: &str) -> serde_json::Value {
+        loop {
+            let (name, change) = self.next().unwrap_or_else(|| panic!("{path} was not {kind}"));
+            if name == "change" && change["type"] == kind && change["path"] == path {
+                return change;
+            }
+        }
+    }
+}
+
+#[test]
+fn changes_are_told_as_they_happen() {
+    let agent = Agent::start(None);
+    fs::create_dir_all(agent.work().join("tree/old")).expect("make");
+    fs::write(agent.work().join("tree/old/file"), "x").expect("write");
+    let mut events = Events::of(&agent, "path=tree&recursive=true");
+    fs::write(agent.work().join("tree/new"), "content").expect("write");
+    assert_eq!(events.until("created", "tree/new")["isDir"], false);
+    events.until("modified", "tree/new");
+    events.until("closed", "tree/new");
+    fs::create_dir_all(agent.work().join("tree/a/b/c")).expect("make");
+    events.until("created", "tree/a/b/c");
+    fs::write(agent.work().join("tree/a/b/c/deep"), "content").expect("write");
+    events.until("created", "tree/a/b/c/deep");
+    fs::rename(agent.work().join("tree/a/b"), agent.work().join("tree/old/moved")).expect("rename");
+    assert_eq!(events.until("moved", "tree/old/moved")["from"], "tree/a/b");
+    fs::write(agent.work().join("tree/old/moved/c/deep"), "again").expect("write");
+    events.until("modified", "tree/old/moved/c/deep");
+    fs::set_permissions(agent.work().join("tree/old/file"), fs::Permissions::from_mode(0o600))
+        .expect("chmod");
+    events.until("attributes", "tree/old/file");
+    fs::rename(agent.work().join("tree/old/moved"), agent.work().join("outside")).expect("rename");
+    events.until("deleted", "tree/old/moved");
+    fs::write(agent.work().join("outside/unseen"), "x").expect("write");
+    fs::remove_file(agent.work().join("tree/new")).expect("remove");
+    loop {
+        let (_, change) = events.next().expect("the removal is told");
+        assert!(!change["path"].as_str().is_some_and(|path| path.ends_with("unseen")), "{change}");
+        if change["type"] == "deleted" && change["path"] == "tree/new" {
+            break;
+        }
+    }
+    fs::rename(agent.work().join("tree"), agent.work().join("elsewhere")).expect("rename");
+    while events.next().is_some_and(|(name, _)| name != "gone") {}
+    assert_eq!(events.next(), None, "nothing follows");
+}
+
+#[test]
+fn one_folder_and_one_file_are_watched_alone() {
+    let agent = Agent::start(None);
+    fs::create_dir(agent.work().join("inner")).expect("make");
+    fs::write(agent.work().join("file"), "x").expect("write");
+    let (mut folder, mut file) = (Events::of(&agent, "path=."), Events::of(&agent, "path=file"));
+    fs::write(agent.work().join("inner/unseen"), "x").expect("write");
+    fs::write(agent.work().join("file"), "y").expect("write");
+    file.until("modified", "file");
+    let (_, change) = folder.next().expect("a change");
+    assert_eq!(change["path"], "file", "what is in a folder below is not told");
+    fs::remove_file(agent.work().join("file")).expect("remove");
+    while file.next().is_some_and(|(name, _)| name != "gone") {}
+    assert_eq!(agent.get("/files/watch?path=nosuch").refusal(), (404, "FILE_NOT_FOUND".to_owned()));
+    let held: Vec<Events> = (0..14).map(|_| Events::of(&agent, "path=.")).collect();
+    let mut one_more = None;
+    eventually("a place is free when its stream has ended", || {
+        let answer = agent.send("GET", "/files/watch?path=.", &[], b"");
+        one_more = Some(answer).filter(|answer| answer.status == 200);
+        one_more.is_some()
+    });
+    assert_eq!(agent.get("/files/watch?path=.").refusal().0, 429);
+    drop((held, one_more, folder));
+    eventually("places are free when their readers go", || {
+        let answer = agent.send("GET", "/files/watch?path=.", &[], b"");
+        answer.status == 200
+    });
+}

@@ -26,6 +26,7 @@ mod tree;
 mod uevents;
 mod uploads;
 mod usage;
+mod watches;
 
 pub(crate) use changes::{NotMoved, Removal, make_folder, make_link, move_file, remove, set_mode, set_owner};
 pub(crate) use channel::Channel;
@@ -58,3 +59,4 @@ pub(crate) use terminal::{
 pub(crate) use tree::{Birth, Family};
 pub(crate) use uploads::Upload;
 pub(crate) use usage::{Gauge, Scope, space};
+pub(crate) use watches::{Extent, Told, Watches};

@@ -263,7 +263,7 @@ pub(crate) fn open_directory(place: &Place) -> io::Result<OwnedFd> {
 }
 
 /// A directory below `top`, links nowhere followed.
-fn open_below(top: &impl AsFd, path: &str) -> io::Result<OwnedFd> {
+pub(super) fn open_below(top: &impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let path = if path.is_empty() { "." } else { path };
