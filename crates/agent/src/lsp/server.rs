@@ -37,7 +37,7 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the last words of a server that has ended are waited for.
-const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(10);
 
 /// Most messages that wait to be taken by a server, and most requests that wait for its answers.
 const QUEUE_MAX: usize = 8;
@@ -124,10 +124,12 @@ impl Server {
         let supervised = Arc::clone(&server);
         let agent = Arc::clone(agent);
         tokio::spawn(async move {
+            let ended = child.ended.clone();
             let reason = tokio::select! {
                 reason = supervised.read(output) => reason,
-                // The table's own may be gone by then: only a server that is told to end does not end by itself.
                 reason = supervised.begin() => reason,
+                // What it has started may hold its streams open.
+                _ = ended => None,
             };
             kill_family(&agent, &supervised.family).await;
             writer.abort();
