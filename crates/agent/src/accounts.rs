@@ -29,6 +29,22 @@ pub(crate) fn find(register: Register, name: &str) -> Result<u32, ()> {
     find_in(&fs::read_to_string(register.path()).unwrap_or_default(), name).ok_or(())
 }
 
+/// The names of users or groups with these numbers; empty where there is none.
+pub(crate) fn names_of(register: Register, numbers: &[u32]) -> Vec<String> {
+    names_in(&fs::read_to_string(register.path()).unwrap_or_default(), numbers)
+}
+
+fn names_in(text: &str, numbers: &[u32]) -> Vec<String> {
+    let name = |number: &u32| {
+        text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)?.parse() == Ok(*number)).then(|| name.to_owned())
+        })
+    };
+    numbers.iter().map(|number| name(number).unwrap_or_default()).collect()
+}
+
 /// The third field of the line that starts with `name`.
 fn find_in(text: &str, name: &str) -> Option<u32> {
     text.lines().find_map(|line| {
@@ -47,6 +63,7 @@ mod tests {
         assert_eq!(find_in(text, "user"), Some(1000));
         assert_eq!(find_in(text, "use"), None);
         assert_eq!(find_in(text, "broken"), None);
+        assert_eq!(names_in(text, &[1000, 5, 0]), ["user", "", "root"]);
         assert_eq!(find(Register::Groups, "12"), Ok(12));
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     pty::Terminals,
     session::Sessions,
     shell::{Shells, dialect::ShellChoice},
+    ssh::Doors,
     sys::{self, Children, Scope},
     system::Usage,
     upgrade::Upgrades,
@@ -39,7 +40,7 @@ const LONG_FILE_WORK_MAX: usize = 2;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What this agent can do.
-const FEATURES: [Feature; 14] = [
+const FEATURES: &[Feature] = &[
     Feature::Shell,
     Feature::Process,
     Feature::Execute,
@@ -54,6 +55,7 @@ const FEATURES: [Feature; 14] = [
     Feature::Interpreter,
     Feature::Git,
     Feature::Lsp,
+    Feature::Ssh,
 ];
 
 /// How the agent was started.
@@ -123,6 +125,8 @@ pub(crate) struct Agent {
     pub(crate) usage: Usage,
     /// What is passed on to ports.
     pub(crate) proxy: Proxy,
+    /// SSH and the terminal in a browser.
+    pub(crate) doors: Doors,
     /// What it knows about being replaced.
     pub(crate) upgrades: Upgrades,
 }
@@ -212,6 +216,7 @@ impl Agent {
             long_file_work: Semaphore::new(LONG_FILE_WORK_MAX),
             usage,
             proxy: Proxy::default(),
+            doors: Doors::default(),
             upgrades: Upgrades::default(),
         })
     }
@@ -363,8 +368,14 @@ pub(crate) async fn hello(
             request.sandbox_id, request.generation
         )));
     }
+    if let Some(access) = &request.ssh {
+        Doors::check(access)?;
+    }
     if agent.standing != Standing::ByHand {
         agent.adopt_variables(request.env)?;
+    }
+    if let Some(access) = request.ssh {
+        agent.doors.tell(&agent, *access)?;
     }
     Ok(Json(reply(&agent, request.protocol, sandbox_id, generation)))
 }

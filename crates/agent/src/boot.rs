@@ -3,14 +3,17 @@
 use std::{
     ffi::{OsStr, OsString},
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::RawFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use sandhaus_protocol::boot::{ShellPreference, Workload};
+use sandhaus_protocol::{
+    boot::{ShellPreference, Workload},
+    ssh::{Access, PORT, RESCUE_PORT, TERMINAL_PORT},
+};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
@@ -18,6 +21,7 @@ use crate::{
     guest::{self, Network},
     http::{self, Door, Listener},
     shell::dialect::ShellChoice,
+    ssh::{self, Places},
     sys::{self, Interest, Signals},
     upgrade::{self, Document, Replaceable, Taken},
 };
@@ -28,6 +32,9 @@ const FILE_THREADS_MAX: usize = 4;
 /// How long the workload may take to end by itself when the sandbox is stopped.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
+/// Largest file that says who may come in.
+const ACCESS_FILE_BYTES_MAX: u64 = 1 << 20;
+
 const HELP: &str = "\
 sandhaus-agent: the daemon inside a sandbox
 
@@ -36,6 +43,7 @@ Usage:
   sandhaus-agent --guest [--listen HOST:PORT] [--network]
   sandhaus-agent --guest-init
   sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR] [--shell PATH] [--replaceable]
+                 [--ssh-secret-file PATH] [--authorized-keys PATH] [--ssh-port PORT] [--terminal-port PORT]
 
 Options:
   --init           Serve as PID 1: listening socket on descriptor 3, boot document on 4
@@ -48,6 +56,13 @@ Options:
   --shell PATH     Shell of persistent sessions [default: bash if there is one, else sh]
   --replaceable    Let whoever reaches the address replace the agent by another build of it;
                    on a Unix socket they may anyway
+  --ssh-secret-file PATH
+                   Let in by SSH, and to the terminal in a browser, who knows what this file says
+  --authorized-keys PATH
+                   Let in by SSH who holds one of the keys in this file
+  --ssh-port PORT  Port of SSH, on the host of --listen or loopback; 0 is any [default: 22220]
+  --terminal-port PORT
+                   Port of the terminal in a browser [default: 22222]
   --version        Print the version
   --help           Print this help
 ";
@@ -66,7 +81,10 @@ enum Order {
         workdir: Option<PathBuf>,
         shell: Option<String>,
         replaceable: Replaceable,
+        doors: DoorsByHand,
     },
+    /// As the rescue door of the agent that started this process.
+    Rescue,
     /// In the place of another agent, whose state and program are behind these descriptors. `returned` is why one that
     /// was to take this one's place did not.
     Resume {
@@ -94,12 +112,18 @@ impl Order {
         let (mut address, mut workdir, mut shell) = (None, None, None);
         let (mut modes, mut network) = (Vec::new(), Network::Elsewhere);
         let mut replaceable = Replaceable::No;
+        let mut doors = DoorsByHand::default();
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--init" | "--guest" | "--guest-init" => modes.push(argument),
                 "--network" => network = Network::Agent,
                 "--replaceable" => replaceable = Replaceable::Yes,
+                "--ssh-secret-file" => doors.secret = Some(PathBuf::from(value()?)),
+                "--authorized-keys" => doors.keys = Some(PathBuf::from(value()?)),
+                "--ssh-port" => doors.ssh_port = Some(port(&value()?)?),
+                "--terminal-port" => doors.terminal_port = Some(port(&value()?)?),
+                rescue @ "--rescue" => modes.push(rescue.to_owned()),
                 upgrade::RESUME => {
                     let (state, program) = (descriptor(&value()?)?, descriptor(&value()?)?);
                     return Ok(Self::Resume { state, program, returned: arguments.next() });
@@ -114,7 +138,10 @@ impl Order {
             }
         }
         let modes: Vec<&str> = modes.iter().map(String::as_str).collect();
-        let by_hand = workdir.is_some() || shell.is_some() || replaceable == Replaceable::Yes;
+        let by_hand = workdir.is_some()
+            || shell.is_some()
+            || replaceable == Replaceable::Yes
+            || doors != DoorsByHand::default();
         match (modes.as_slice(), address) {
             (["--guest"], Some(Address::Unix(_))) => Err("--guest listens on TCP".to_owned()),
             (["--guest"], address) if !by_hand => {
@@ -129,7 +156,8 @@ impl Order {
             }
             (["--init"], None) if !by_hand => Ok(Self::Init),
             (["--guest-init"], None) if !by_hand => Ok(Self::GuestInit),
-            ([], Some(address)) => Ok(Self::Listen { address, workdir, shell, replaceable }),
+            (["--rescue"], None) if !by_hand && network == Network::Elsewhere => Ok(Self::Rescue),
+            ([], Some(address)) => Ok(Self::Listen { address, workdir, shell, replaceable, doors }),
             ([], None) => Err("none of --init, --guest, --guest-init, --listen given; try --help".to_owned()),
             (modes, _) => Err(format!("{} cannot be given with these other arguments", modes.join(" "))),
         }
@@ -139,6 +167,58 @@ impl Order {
     fn of_first_process(program: Option<&OsStr>) -> Option<Self> {
         let name = Path::new(program?).file_name()?;
         (name == "init" && sys::is_first_process()).then_some(Self::GuestInit)
+    }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| format!("{text} is no port"))
+}
+
+/// Doors beside the API, for an agent by hand.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct DoorsByHand {
+    secret: Option<PathBuf>,
+    keys: Option<PathBuf>,
+    ssh_port: Option<u16>,
+    terminal_port: Option<u16>,
+}
+
+impl DoorsByHand {
+    /// Who may come in.
+    fn read(&self) -> io::Result<Access> {
+        let read = |path: &PathBuf| {
+            let named =
+                |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            let size = std::fs::metadata(path).map_err(named)?.len();
+            if size > ACCESS_FILE_BYTES_MAX {
+                return Err(named(io::ErrorKind::FileTooLarge.into()));
+            }
+            std::fs::read_to_string(path).map_err(named)
+        };
+        let secret = self.secret.as_ref().map(read).transpose()?.map(|text| text.trim_end().to_owned());
+        let keys = self.keys.as_ref().map(read).transpose()?.unwrap_or_default();
+        let lines = keys.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Ok(Access { secret, authorized_keys: lines.map(str::to_owned).collect(), ..Access::default() })
+    }
+
+    /// Opens the doors at this address, and says where they are.
+    fn open(&self, agent: &Arc<Agent>, access: Access, ip: IpAddr) -> io::Result<()> {
+        let place = |chosen: Option<u16>, usual| SocketAddr::new(ip, chosen.unwrap_or(usual));
+        agent.doors.place(Places {
+            ssh: place(self.ssh_port, PORT),
+            terminal: place(self.terminal_port, TERMINAL_PORT),
+            rescue: place(None, RESCUE_PORT),
+        });
+        let opened = agent.doors.take(agent, access).map_err(|error| io::Error::other(error.message))?;
+        if let Some(error) = opened.failures.into_iter().next() {
+            return Err(error);
+        }
+        for (name, port) in [("terminal", opened.terminal), ("SSH", opened.ssh)] {
+            if let Some(port) = port {
+                writeln!(io::stdout(), "Starting {name} server on port {port}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -172,9 +252,10 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<(
         Order::Init => run_init(),
         Order::Guest { listen, network } => guest::run(listen, network),
         Order::GuestInit => guest::run_first(),
-        Order::Listen { address, workdir, shell, replaceable } => {
-            run_by_hand(&address, workdir, shell, replaceable)
+        Order::Listen { address, workdir, shell, replaceable, doors } => {
+            run_by_hand(&address, workdir, shell, replaceable, &doors)
         }
+        Order::Rescue => ssh::run_rescue(),
         Order::Resume { state, program, returned } => upgrade::resume(state, program, returned),
         Order::CheckState { state } => upgrade::check_state(state),
     }
@@ -215,8 +296,10 @@ fn run_by_hand(
     workdir: Option<PathBuf>,
     shell: Option<String>,
     replaceable: Replaceable,
+    doors: &DoorsByHand,
 ) -> io::Result<()> {
     sys::prepare_by_hand()?;
+    let access = doors.read()?;
     let workdir = match workdir {
         Some(path) => path.canonicalize()?,
         None => std::env::current_dir()?,
@@ -240,10 +323,11 @@ fn run_by_hand(
             Address::Unix(path) => path.display().to_string(),
         };
         writeln!(io::stdout(), "Starting toolbox server on {shown}")?;
-        let replaceable = match address {
-            Address::Tcp(_) => replaceable,
-            Address::Unix(_) => Replaceable::Yes,
+        let (replaceable, ip) = match address {
+            Address::Tcp(address) => (replaceable, address.ip()),
+            Address::Unix(_) => (Replaceable::Yes, Ipv4Addr::LOCALHOST.into()),
         };
+        doors.open(&agent, access, ip)?;
         serve(agent, listener, replaceable).await
     })
 }
@@ -301,7 +385,13 @@ mod tests {
         let address = Address::Unix(PathBuf::from("/a b".replace(' ', "_")));
         assert_eq!(
             parse("--listen unix:/a_b"),
-            Ok(Order::Listen { address, workdir: None, shell: None, replaceable: Replaceable::No })
+            Ok(Order::Listen {
+                address,
+                workdir: None,
+                shell: None,
+                replaceable: Replaceable::No,
+                doors: DoorsByHand::default()
+            })
         );
         let address = Address::Tcp("127.0.0.1:2280".parse().expect("a valid address"));
         let workdir = Some(PathBuf::from("/w"));
@@ -311,7 +401,8 @@ mod tests {
                 address,
                 workdir,
                 shell: Some("/s".to_owned()),
-                replaceable: Replaceable::No
+                replaceable: Replaceable::No,
+                doors: DoorsByHand::default(),
             })
         );
         for wrong in
@@ -326,6 +417,16 @@ mod tests {
             Ok(Order::Guest { listen, network: Network::Agent })
         );
         assert_eq!(parse("--guest-init"), Ok(Order::GuestInit));
+        assert_eq!(parse("--rescue"), Ok(Order::Rescue));
+        let doors = DoorsByHand {
+            secret: Some(PathBuf::from("/s")),
+            keys: Some(PathBuf::from("/k")),
+            ssh_port: Some(0),
+            terminal_port: Some(1),
+        };
+        let line =
+            "--listen unix:/a --ssh-secret-file /s --authorized-keys /k --ssh-port 0 --terminal-port 1";
+        assert!(matches!(parse(line), Ok(Order::Listen { doors: parsed, .. }) if parsed == doors));
         assert_eq!(parse("--resume 7 8"), Ok(Order::Resume { state: 7, program: 8, returned: None }));
         let returned = Some("why".to_owned());
         assert_eq!(parse("--resume 7 8 why"), Ok(Order::Resume { state: 7, program: 8, returned }));
@@ -335,6 +436,10 @@ mod tests {
             "--guest --guest",
             "--guest --listen unix:/a",
             "--guest --shell /s",
+            "--guest --ssh-port 1",
+            "--rescue --listen unix:/a",
+            "--rescue --network",
+            "--listen unix:/a --ssh-port 65536",
             "--guest-init --network",
             "--init --network",
             "--listen 127.0.0.1:1 --network",

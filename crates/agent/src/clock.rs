@@ -18,6 +18,25 @@ pub(crate) fn rfc3339(seconds: i64, nanoseconds: u32) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", nanoseconds / 1_000_000)
 }
 
+/// A moment as listings of directories have it, in UTC: with the time where it is of the last half year, else the year.
+pub(crate) fn listing_date(seconds: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    listing_date_at(seconds, i64::try_from(now).unwrap_or(i64::MAX))
+}
+
+fn listing_date_at(seconds: i64, now: i64) -> String {
+    const HALF_YEAR: i64 = 182 * SECONDS_PER_DAY;
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (day, second) = (seconds.div_euclid(SECONDS_PER_DAY), seconds.rem_euclid(SECONDS_PER_DAY));
+    let (year, month, day) = civil(day);
+    let month = usize::try_from(month - 1).ok().and_then(|at| MONTHS.get(at)).copied().unwrap_or_default();
+    match now - HALF_YEAR <= seconds && seconds <= now {
+        true => format!("{month} {day:>2} {:02}:{:02}", second / 3600, second / 60 % 60),
+        false => format!("{month} {day:>2} {year:>5}"),
+    }
+}
+
 /// Year, month and day of a day counted from 1970-01-01. Years are counted from March, so that leap days come last.
 fn civil(day: i64) -> (i64, i64, i64) {
     let day = day + 719_468;
@@ -34,6 +53,13 @@ fn civil(day: i64) -> (i64, i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_of_listings() {
+        assert_eq!(listing_date_at(951_782_400, 951_782_400), "Feb 29 00:00");
+        assert_eq!(listing_date_at(951_782_400, 1_735_689_599), "Feb 29  2000");
+        assert_eq!(listing_date_at(1_735_689_599, 951_782_400), "Dec 31  2024");
+    }
 
     #[test]
     fn known_moments() {

@@ -37,9 +37,8 @@ use crate::{
     code_run, desktop,
     error::Error,
     execute, files, git,
-    lsp,
     guest::Guest,
-    interpreter, ports, process, proxy, pty,
+    interpreter, lsp, ports, process, proxy, pty,
     ring::UNSENT_BYTES_MAX,
     session, shell, sys, system,
     upgrade::{Connection, Hold, passing},
@@ -116,6 +115,7 @@ pub(crate) fn routes() -> Router<Arc<Agent>> {
         .merge(git::routes())
         .merge(ports::routes())
         .merge(proxy::routes())
+        .merge(crate::ssh::routes())
         .merge(desktop::routes())
         .merge(crate::upgrade::routes())
         .layer(body_limit())

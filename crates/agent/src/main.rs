@@ -30,8 +30,10 @@ mod ring;
 mod script;
 mod session;
 mod shell;
+mod ssh;
 mod sys;
 mod system;
+mod terminal;
 mod upgrade;
 mod websocket;
 

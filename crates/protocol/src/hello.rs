@@ -27,6 +27,11 @@ pub struct HelloRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub guest: Option<Box<Guest>>,
+    /// Who may come in by SSH and the terminal in a browser; it takes the place of what an earlier greeting said. Without it
+    /// nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub ssh: Option<Box<crate::ssh::Access>>,
 }
 
 /// What the agent of a virtual machine is told with each greeting. The first one is its boot document; later ones change
@@ -107,6 +112,8 @@ pub enum Feature {
     Git,
     /// Language servers (`/lsp`).
     Lsp,
+    /// SSH, the terminal in a browser and the rescue door, told in the greeting.
+    Ssh,
     /// Anything a newer agent announces that this build does not know.
     #[serde(other)]
     Unknown,

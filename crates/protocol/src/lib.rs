@@ -20,6 +20,7 @@ pub mod interpreter;
 pub mod lsp;
 pub mod process;
 pub mod shell;
+pub mod ssh;
 pub mod system;
 pub mod toolbox;
 pub mod upgrade;

@@ -369,6 +369,27 @@ impl Channel {
         }
     }
 
+    /// The next request, before the data that came earlier: for whoever cannot take that data now. `None` once the client
+    /// has closed the channel, or is gone. Cancel-safe.
+    pub async fn receive_request(&mut self) -> Option<ChannelEvent> {
+        let port = &self.sender.port;
+        loop {
+            {
+                let mut state = port.state();
+                let at = state.events.iter().position(|item| matches!(item, Item::Request(..)));
+                let request = at.and_then(|at| state.events.remove(at));
+                if let Some(Item::Request(request, question)) = request {
+                    state.requests -= 1;
+                    return Some(ChannelEvent::Request(request, question));
+                }
+                if state.closed_there {
+                    return None;
+                }
+            }
+            port.readable.notified().await;
+        }
+    }
+
     /// The way to the client.
     pub fn sender(&self) -> Sender {
         self.sender.clone()

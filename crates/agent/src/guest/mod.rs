@@ -34,7 +34,7 @@ use sandhaus_protocol::{
     boot::{BootConfig, Workload},
     guest::{HOST_ADDRESS, POWER_OFF_PATH, SYNC_PATH},
     hello::{self, Guest as Told, HelloReply, HelloRequest},
-    upgrade,
+    ssh, upgrade,
 };
 use subtle::ConstantTimeEq as _;
 use tokio::sync::Notify;
@@ -46,7 +46,9 @@ use crate::{
     boot,
     error::{Error, Result},
     execute::check_variable,
-    http, sys, system,
+    http,
+    ssh::Doors,
+    sys, system,
     upgrade::Replaceable,
 };
 
@@ -167,6 +169,7 @@ impl Guest {
         let Some(life) = self.life.get() else { return Err(Error::not_greeted()) };
         match path {
             POWER_OFF_PATH | SYNC_PATH => of_host(),
+            ssh::PATH => of_host().map(|_| life.routes.clone()),
             upgrade::PATH => of_host().map(|_| life.routes.clone()),
             _ if from_host || self.shows_token(headers) => Ok(life.routes.clone()),
             _ => Err(Error::unauthorized("show the token of this machine: Authorization: Bearer TOKEN")),
@@ -206,12 +209,15 @@ impl Guest {
     fn greet(self: &Arc<Self>, peer: SocketAddr, request: HelloRequest) -> Result<HelloReply> {
         let mut identity = self.identity();
         let occasion = Identity::occasion(identity.as_ref(), &request.sandbox_id, request.generation)?;
-        let HelloRequest { protocol, sandbox_id, generation, env, guest } = request;
+        let HelloRequest { protocol, sandbox_id, generation, env, guest, ssh } = request;
         let Some(told) = guest else {
             return Err(Error::invalid("the greeting of a virtual machine says what it is to be (guest)"));
         };
         let told = *told;
         let entropy = check(&told, &sandbox_id, generation, &env)?;
+        if let Some(access) = &ssh {
+            Doors::check(access)?;
+        }
         if let Some(agent) = self.agent()
             && !same_rights(&agent.workload, &told.boot.user)
         {
@@ -244,6 +250,9 @@ impl Guest {
                 agent
             }
         };
+        if let Some(access) = ssh {
+            agent.doors.tell(agent, *access)?;
+        }
         let reply = agent::reply(agent, protocol, sandbox_id, generation);
         Ok(HelloReply { clock_skew_ns: Some(skew), ..reply })
     }

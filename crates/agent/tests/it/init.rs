@@ -16,6 +16,7 @@ fn hello(generation: u64, sandbox_id: &str) -> HelloRequest {
         generation,
         env: BTreeMap::new(),
         guest: None,
+        ssh: None,
     }
 }
 

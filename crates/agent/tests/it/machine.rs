@@ -248,6 +248,7 @@ pub(crate) fn hello(sandbox_id: &str, generation: u64) -> HelloRequest {
         generation,
         env: Default::default(),
         guest: Some(Box::new(told)),
+        ssh: None,
     }
 }
 

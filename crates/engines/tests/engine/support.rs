@@ -95,6 +95,7 @@ impl Host {
             generation: spec.generation.0,
             env: BTreeMap::new(),
             guest: None,
+            ssh: None,
         };
         toolbox.hello(&hello).await.unwrap_or_else(|error| panic!("{error:?}"));
         toolbox

@@ -104,6 +104,7 @@ impl Host {
             generation: spec.generation.0,
             env: BTreeMap::new(),
             guest: Some(Box::new(guest)),
+            ssh: None,
         };
         let reply = toolbox.hello(&hello).await.unwrap_or_else(|error| panic!("{error:?}"));
         (toolbox, reply)

@@ -267,6 +267,7 @@ impl Actor {
             generation: wanted.generation.0,
             env,
             guest,
+            ssh: None,
         };
         let reply = self.handle.toolbox.hello(&hello).await?;
         if reply.sandbox_id != hello.sandbox_id || reply.generation != hello.generation {

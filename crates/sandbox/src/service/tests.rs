@@ -112,6 +112,7 @@ async fn create_takes_the_shortest_path() {
         generation: 1,
         env: Env::new(),
         guest: None,
+        ssh: None,
     };
     service.toolbox(&sandbox.id).await.expect("runs").hello(&hello).await.expect("answered");
     assert_eq!(house.engine.calls().iter().filter(|op| **op == Op::Dial).count(), 1);

@@ -140,6 +140,7 @@ async fn greetings_and_connections_have_limits() {
         generation: 1,
         env: BTreeMap::new(),
         guest: None,
+        ssh: None,
     };
     assert_eq!(kind(silent.hello(&hello).await), Kind::Timeout);
 

@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::{
-        fd::{AsFd, FromRawFd, OwnedFd},
+        fd::{AsFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixListener,
     },
 };
@@ -63,6 +63,16 @@ pub(crate) fn take_inherited() -> io::Result<InheritedStart> {
     listener.set_nonblocking(true)?;
     common();
     Ok(InheritedStart { listener, config })
+}
+
+/// Takes a descriptor that whoever started this process left under this number. Call once for each, before any thread.
+pub(crate) fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD only asks; a number that is no descriptor answers an error.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::other(format!("descriptor {number} was not inherited")));
+    }
+    // SAFETY: it is open, as just seen, and nobody else takes it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// How widely what this process knows may be seen.

@@ -33,7 +33,9 @@ pub(crate) use channel::Channel;
 pub(crate) use children::{Child, Children, Ended, Ending};
 pub(crate) use first::{begin_machine, is_first_process, say};
 pub(crate) use identity::{enter_workload_thread, own_ids};
-pub(crate) use init::{Standing, prepare_by_hand, prepare_guest, prepare_heir, take_inherited};
+pub(crate) use init::{
+    Standing, prepare_by_hand, prepare_guest, prepare_heir, take_descriptor, take_inherited,
+};
 pub(crate) use listening::listening_ports;
 pub(crate) use machine::{
     ask_systemd_for_power_off, bare_command, flush_disks, freeze_root, seed_random, set_clock, set_host_name,
