@@ -147,7 +147,7 @@ impl Server {
         Self::try_start(data_dir, options).unwrap_or_else(|log| panic!("the server does not start:\n{log}"))
     }
 
-    /// The same; the error is what it logged before it ended.
+    /// The same; the error is what it logged before it ended, and how it did.
     pub fn try_start(data_dir: &DataDir, options: &Options) -> Result<Self, String> {
         let mut command = Self::command(data_dir.path(), options);
         let mut child = command.stderr(Stdio::piped()).spawn().expect("start the binary");
@@ -164,8 +164,8 @@ impl Server {
         match log.find(address_in) {
             Some(address) => Ok(Self { child, handle, address, log, data_dir: data_dir.path().to_owned() }),
             None => {
-                child.wait().expect("reap the server");
-                Err(log.text())
+                let status = child.wait().expect("reap the server");
+                Err(format!("{}\n{status}", log.text()))
             }
         }
     }
