@@ -44,6 +44,7 @@ Usage:
   sandhaus-agent --guest-init
   sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR] [--shell PATH] [--replaceable]
                  [--ssh-secret-file PATH] [--authorized-keys PATH] [--ssh-port PORT] [--terminal-port PORT]
+                 [-- COMMAND [ARGUMENT]...]
 
 Options:
   --init           Serve as PID 1: listening socket on descriptor 3, boot document on 4
@@ -63,6 +64,7 @@ Options:
   --ssh-port PORT  Port of SSH, on the host of --listen or loopback; 0 is any [default: 22220]
   --terminal-port PORT
                    Port of the terminal in a browser [default: 22222]
+  COMMAND          Run this in the session `entrypoint`; its end does not end the agent
   --version        Print the version
   --help           Print this help
 ";
@@ -82,6 +84,7 @@ enum Order {
         shell: Option<String>,
         replaceable: Replaceable,
         doors: DoorsByHand,
+        entrypoint: Vec<String>,
     },
     /// As the rescue door of the agent that started this process.
     Rescue,
@@ -113,6 +116,7 @@ impl Order {
         let (mut modes, mut network) = (Vec::new(), Network::Elsewhere);
         let mut replaceable = Replaceable::No;
         let mut doors = DoorsByHand::default();
+        let mut entrypoint = Vec::new();
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
@@ -129,6 +133,7 @@ impl Order {
                     return Ok(Self::Resume { state, program, returned: arguments.next() });
                 }
                 upgrade::CHECK => return Ok(Self::CheckState { state: descriptor(&value()?)? }),
+                "--" => entrypoint = arguments.by_ref().collect(),
                 "--listen" => address = Some(Address::parse(&value()?)?),
                 "--workdir" => workdir = Some(PathBuf::from(value()?)),
                 "--shell" => shell = Some(value()?),
@@ -141,7 +146,8 @@ impl Order {
         let by_hand = workdir.is_some()
             || shell.is_some()
             || replaceable == Replaceable::Yes
-            || doors != DoorsByHand::default();
+            || doors != DoorsByHand::default()
+            || !entrypoint.is_empty();
         match (modes.as_slice(), address) {
             (["--guest"], Some(Address::Unix(_))) => Err("--guest listens on TCP".to_owned()),
             (["--guest"], address) if !by_hand => {
@@ -157,7 +163,9 @@ impl Order {
             (["--init"], None) if !by_hand => Ok(Self::Init),
             (["--guest-init"], None) if !by_hand => Ok(Self::GuestInit),
             (["--rescue"], None) if !by_hand && network == Network::Elsewhere => Ok(Self::Rescue),
-            ([], Some(address)) => Ok(Self::Listen { address, workdir, shell, replaceable, doors }),
+            ([], Some(address)) => {
+                Ok(Self::Listen { address, workdir, shell, replaceable, doors, entrypoint })
+            }
             ([], None) => Err("none of --init, --guest, --guest-init, --listen given; try --help".to_owned()),
             (modes, _) => Err(format!("{} cannot be given with these other arguments", modes.join(" "))),
         }
@@ -252,8 +260,8 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<(
         Order::Init => run_init(),
         Order::Guest { listen, network } => guest::run(listen, network),
         Order::GuestInit => guest::run_first(),
-        Order::Listen { address, workdir, shell, replaceable, doors } => {
-            run_by_hand(&address, workdir, shell, replaceable, &doors)
+        Order::Listen { address, workdir, shell, replaceable, doors, entrypoint } => {
+            run_by_hand(&address, workdir, shell, replaceable, &doors, &entrypoint)
         }
         Order::Rescue => ssh::run_rescue(),
         Order::Resume { state, program, returned } => upgrade::resume(state, program, returned),
@@ -297,6 +305,7 @@ fn run_by_hand(
     shell: Option<String>,
     replaceable: Replaceable,
     doors: &DoorsByHand,
+    entrypoint: &[String],
 ) -> io::Result<()> {
     sys::prepare_by_hand()?;
     let access = doors.read()?;
@@ -328,6 +337,9 @@ fn run_by_hand(
             Address::Unix(_) => (Replaceable::Yes, Ipv4Addr::LOCALHOST.into()),
         };
         doors.open(&agent, access, ip)?;
+        if !entrypoint.is_empty() {
+            agent.sessions.start_entrypoint(&agent, entrypoint);
+        }
         serve(agent, listener, replaceable).await
     })
 }
@@ -390,24 +402,32 @@ mod tests {
                 workdir: None,
                 shell: None,
                 replaceable: Replaceable::No,
-                doors: DoorsByHand::default()
+                doors: DoorsByHand::default(),
+                entrypoint: Vec::new()
             })
         );
         let address = Address::Tcp("127.0.0.1:2280".parse().expect("a valid address"));
         let workdir = Some(PathBuf::from("/w"));
         assert_eq!(
-            parse("--listen 127.0.0.1:2280 --workdir /w --shell /s"),
+            parse("--listen 127.0.0.1:2280 --workdir /w --shell /s -- a --b"),
             Ok(Order::Listen {
                 address,
                 workdir,
                 shell: Some("/s".to_owned()),
                 replaceable: Replaceable::No,
                 doors: DoorsByHand::default(),
+                entrypoint: vec!["a".to_owned(), "--b".to_owned()]
             })
         );
-        for wrong in
-            ["", "--listen", "--listen nowhere", "--init --workdir /w", "--init --listen unix:/a", "x"]
-        {
+        for wrong in [
+            "",
+            "--listen",
+            "--listen nowhere",
+            "--init --workdir /w",
+            "--init --listen unix:/a",
+            "x",
+            "--init -- x",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse("--guest"), Ok(Order::Guest { listen: None, network: Network::Elsewhere }));

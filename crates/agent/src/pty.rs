@@ -1,6 +1,7 @@
 //! Terminals of the compatible contract: an interactive login shell each, any number of clients attached over
 //! WebSockets, and a frame that says how it ended. The latest output is kept: the first client gets what was printed
-//! before it came, a later one gets all that is kept if it asks (`scrollback=true`).
+//! before it came, a later one gets all that is kept if it asks (`scrollback=true`), and one that comes back goes on behind
+//! what it has (`offset=N`).
 //!
 //! ```text
 //!   shell <── terminal ──> reader ──> queue of each client ──> socket
@@ -120,8 +121,8 @@ struct PtyState {
 #[derive(Default)]
 struct History {
     bytes: VecDeque<u8>,
-    /// Older output was dropped.
-    cut: bool,
+    /// How many bytes before them were dropped.
+    start: u64,
     /// A client was there.
     seen: bool,
 }
@@ -131,18 +132,21 @@ impl History {
         self.bytes.extend(bytes);
         let excess = self.bytes.len().saturating_sub(HISTORY_BYTES_MAX);
         self.bytes.drain(..excess);
-        self.cut |= excess > 0;
+        self.start += excess as u64;
+    }
+
+    /// What is kept from this offset on, and the offset of its first byte.
+    fn from(&self, offset: u64) -> (u64, Vec<u8>) {
+        let skipped = offset.saturating_sub(self.start).min(self.bytes.len() as u64);
+        let bytes = self.bytes.iter().skip(usize::try_from(skipped).unwrap_or(usize::MAX));
+        (self.start + skipped, bytes.copied().collect())
     }
 
     /// What is kept; from the beginning of a line where the beginning is missing, so that no character and no
     /// sequence is cut in two.
-    fn whole(&self) -> Vec<u8> {
-        let lines = self.bytes.iter().skip(if self.cut { self.line() } else { 0 });
-        lines.copied().collect()
-    }
-
-    fn line(&self) -> usize {
-        self.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1)
+    fn whole(&self) -> (u64, Vec<u8>) {
+        let line = if self.start > 0 { self.bytes.iter().position(|byte| *byte == b'\n') } else { None };
+        self.from(self.start + line.map_or(0, |at| at as u64 + 1))
     }
 }
 
@@ -389,6 +393,8 @@ pub(crate) struct ConnectQuery {
     /// Begin with the output that is kept, also if other clients had it.
     #[serde(default)]
     scrollback: bool,
+    /// Begin behind so many bytes of all output, or with the first one after them that is kept.
+    offset: Option<u64>,
 }
 
 /// `GET /process/pty/{id}/connect`.
@@ -444,6 +450,8 @@ struct Client {
     early: Vec<u8>,
     /// How much of it other clients had before; told to those who ask for it.
     scrollback: Option<usize>,
+    /// The offset of the first byte to come; told to those who ask for an offset or for what was before.
+    offset: Option<u64>,
     exit_control: bool,
 }
 
@@ -452,7 +460,11 @@ impl Client {
         // Under the lock that publishing takes, too: what is early is not in the queue, and the other way round.
         let mut state = pty.state();
         let first = !std::mem::replace(&mut state.history.seen, true);
-        let early = if first || query.scrollback { state.history.whole() } else { Vec::new() };
+        let (offset, early) = match query.offset {
+            Some(offset) => state.history.from(offset),
+            None if first || query.scrollback => state.history.whole(),
+            None => state.history.from(u64::MAX),
+        };
         let scrollback = query.scrollback.then_some(if first { 0 } else { early.len() });
         Self {
             agent: Arc::clone(agent),
@@ -461,6 +473,7 @@ impl Client {
             ended: pty.ended.subscribe(),
             early,
             scrollback,
+            offset: (query.scrollback || query.offset.is_some()).then_some(offset),
             exit_control: websocket::offered(headers).any(|protocol| protocol == EXIT_CONTROL),
         }
     }
@@ -469,6 +482,9 @@ impl Client {
         let mut connected = serde_json::json!({ "type": "control", "status": "connected" });
         if let Some(scrollback) = self.scrollback {
             connected["scrollback"] = scrollback.into();
+        }
+        if let Some(offset) = self.offset {
+            connected["offset"] = offset.into();
         }
         if socket.send(Message::Text(connected.to_string().into())).await.is_err() {
             return;
@@ -592,10 +608,15 @@ mod tests {
     fn the_latest_output_is_kept_from_the_beginning_of_a_line() {
         let mut history = History::default();
         history.add(b"first\n");
-        assert_eq!(history.whole(), b"first\n");
+        assert_eq!(history.whole(), (0, b"first\n".to_vec()));
+        assert_eq!(history.from(4), (4, b"t\n".to_vec()));
+        assert_eq!(history.from(9), (6, Vec::new()));
         history.add(&[b'x'; HISTORY_BYTES_MAX - 4]);
         history.add(b"\nlast");
-        assert_eq!(history.whole(), b"last", "the rest of a line whose beginning is gone is no line");
+        let end = (6 + HISTORY_BYTES_MAX + 1) as u64;
+        let last = (end - 4, b"last".to_vec());
+        assert_eq!(history.whole(), last, "the rest of a line whose beginning is gone is no line");
+        assert_eq!(history.from(0).0, end - HISTORY_BYTES_MAX as u64);
         assert_eq!(history.bytes.len(), HISTORY_BYTES_MAX);
     }
 

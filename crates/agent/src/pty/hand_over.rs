@@ -32,7 +32,6 @@ struct PtyCarried {
     size: Resize,
     shell: Option<ShellCarried>,
     history: LogState,
-    history_cut: bool,
     history_seen: bool,
 }
 
@@ -79,8 +78,7 @@ impl Pty {
                     ended: running.ended.known(),
                 }
             }),
-            history: out.bytes(0, [front, back])?,
-            history_cut: state.history.cut,
+            history: out.bytes(state.history.start, [front, back])?,
             history_seen: state.history.seen,
         })
     }
@@ -89,7 +87,7 @@ impl Pty {
 fn restore(agent: &Arc<Agent>, state: PtyCarried, from: &mut Incoming) -> io::Result<()> {
     let history = History {
         bytes: from.bytes(state.history, HISTORY_BYTES_MAX)?.into(),
-        cut: state.history_cut,
+        start: state.history.start(),
         seen: state.history_seen,
     };
     let shell = state.shell.map(|shell| {

@@ -114,16 +114,15 @@ mod tests {
     fn near_markers_take_no_more_than_others() {
         const WHOLE: usize = 64 << 20;
         const PIECE: usize = 1 << 16;
-        for pattern in [&b"\x01\x01\x02\x02"[..], b"\x01\x01\x01\x01\x02", b"\x01"] {
-            let piece: Vec<u8> = pattern.iter().copied().cycle().take(PIECE).collect();
-            let mut demux = Demux::default();
-            let mut seen = 0;
-            for _ in 0..WHOLE / PIECE {
-                demux.feed(&piece, |_, bytes| seen += bytes.len());
-            }
-            demux.finish(|_, bytes| seen += bytes.len());
-            assert_eq!((WHOLE - seen) % MARKER_BYTES, 0, "only markers are missing");
+        let pattern = b"\x01\x01\x02\x02\x01\x01\x01\x01\x02";
+        let piece: Vec<u8> = pattern.iter().copied().cycle().take(PIECE).collect();
+        let mut demux = Demux::default();
+        let mut seen = 0;
+        for _ in 0..WHOLE / PIECE {
+            demux.feed(&piece, |_, bytes| seen += bytes.len());
         }
+        demux.finish(|_, bytes| seen += bytes.len());
+        assert_eq!((WHOLE - seen) % MARKER_BYTES, 0, "only markers are missing");
     }
 
     proptest! {

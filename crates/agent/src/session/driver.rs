@@ -301,7 +301,14 @@ impl Driver {
 /// Moves one stream into the log of the command that runs, or ran last.
 async fn read(wiring: Arc<Wiring>, stream: usize, marker: [u8; 3]) {
     let mut buffer = vec![0; READ_BYTES];
-    while let Ok(read @ 1..) = wiring.streams[stream].read(&mut buffer).await {
+    loop {
+        // A shell that prints faster than a reader of its log takes it waits, as it would for any pipe. Before anything is
+        // read, so that nothing is lost if the agent is replaced meanwhile.
+        let command = wiring.course().current.clone();
+        if let Some(command) = command {
+            command.log.wait_for_room().await;
+        }
+        let Ok(read @ 1..) = wiring.streams[stream].read(&mut buffer).await else { return };
         let command = wiring.course().current.clone();
         wiring.scanner(stream).feed(&buffer[..read], |piece| match (piece, &command) {
             (Piece::Bytes(bytes), Some(command)) => command.write(marker, bytes),

@@ -321,7 +321,9 @@ async fn copy_stream(plain: Arc<Plain>, index: usize, command: Arc<SessionComman
     let channel = plain.stream(index).clone();
     let Some(channel) = channel else { return };
     let mut buffer = vec![0; READ_BYTES];
-    while let Ok(read @ 1..) = channel.read(&mut buffer).await {
+    loop {
+        command.log.wait_for_room().await;
+        let Ok(read @ 1..) = channel.read(&mut buffer).await else { break };
         command.write(marker, &buffer[..read]);
         tokio::task::yield_now().await;
     }

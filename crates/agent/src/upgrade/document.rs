@@ -113,6 +113,13 @@ pub(crate) struct LogState {
     readers: usize,
 }
 
+impl LogState {
+    /// The offset of its first byte.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+}
+
 /// Whether logs are written with the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Logs {

@@ -341,6 +341,70 @@ fn a_terminal_has_many_clients_and_drops_the_slow_ones() {
 }
 
 #[test]
+fn a_terminal_goes_on_where_a_connection_broke() {
+    let agent = Agent::start(None);
+    assert_eq!(agent.post("/process/pty", &json!({ "id": "t", "lazyStart": true })).status, 201);
+    let connect = |offset: usize| {
+        let target = format!("/process/pty/t/connect?offset={offset}");
+        let (mut socket, _) = Socket::connect(&agent, &target, "").expect("upgrades");
+        let connected: Value = serde_json::from_slice(&socket.receive().1).expect("JSON");
+        assert_eq!(connected["offset"], offset);
+        socket
+    };
+    let mut first = connect(0);
+    first.send("echo $((40+2)); echo en''d\n");
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("end\r\n") {
+        seen.extend_from_slice(&first.receive().1);
+    }
+    drop(first);
+    let place = seen.windows(4).position(|window| window == b"42\r\n").expect("printed");
+    let mut again = connect(place);
+    assert!(again.receive().1.starts_with(b"42\r\nend\r\n"));
+    assert_eq!(agent.delete("/process/pty/t").status, 200);
+}
+
+#[test]
+fn a_reader_that_is_behind_holds_its_command_up_and_loses_nothing() {
+    let agent = Agent::start(None);
+    agent.post("/process/session", &json!({ "sessionId": "s" }));
+    let script = "read x; head -c 20000000 /dev/zero | tr '\\0' x; echo; echo done";
+    let reply =
+        in_session(&agent, "s", &json!({ "command": script, "async": true, "suppressInputEcho": true }));
+    let reply: SessionExecuteReply = reply.json();
+    let command = format!("/process/session/s/command/{}", reply.cmd_id);
+    let mut following = agent.send("GET", &format!("{command}/logs?follow=true"), &[], b"");
+    assert_eq!(agent.post(&format!("{command}/input"), &json!({ "data": "" })).status, 204);
+    let (mut count, mut tail) = (0, Vec::new());
+    while let Some(piece) = following.next_piece().expect("whole") {
+        count += piece.len();
+        tail.extend_from_slice(&piece);
+        tail = tail.split_off(tail.len().saturating_sub(16));
+    }
+    assert_eq!(count, 20_000_000 + "\ndone\n".len());
+    assert!(tail.ends_with(b"x\ndone\n"));
+}
+
+#[test]
+fn a_command_can_come_with_the_agent() {
+    let agent = Agent::start_prepared(None, |command, _| {
+        command.args(["--", "sh", "-c", "echo out; echo err >&2; echo \"$0\" $1; exit 3", "a b", "c"]);
+    });
+    let reply = agent.request("GET", "/process/session/entrypoint/logs?follow=true", &[], b"");
+    let text = String::from_utf8_lossy(&reply.body).into_owned();
+    assert!(text.contains("out\n") && text.contains("err\n") && text.contains("a b c\n"), "{text}");
+    let session: Session = agent.get("/process/session/entrypoint").json();
+    assert_eq!(
+        (session.commands[0].id.as_str(), session.commands[0].exit_code),
+        ("entrypoint_command", Some(3))
+    );
+    assert_eq!(agent.get("/process/session").json::<Vec<Session>>(), []);
+    assert_eq!(agent.delete("/process/session/entrypoint").refusal().0, 400);
+    let plain = Agent::start(None);
+    assert_eq!(plain.get("/process/session/entrypoint").refusal().0, 404);
+}
+
+#[test]
 fn what_the_agent_says_of_itself() {
     let agent = Agent::start(None);
     assert_eq!(agent.get("/version").json::<Value>()["version"], env!("CARGO_PKG_VERSION"));
