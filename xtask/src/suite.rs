@@ -30,6 +30,7 @@ const SHELL_SCRIPTS: &[&str] = &[
     "packaging/docker/healthcheck",
     "tests/page/run",
     "tests/python/run",
+    "tests/toolbox/run",
     "tests/guest/asking.sh",
     "tests/guest/checks.sh",
     "tests/guest/kernel.sh",
@@ -94,6 +95,9 @@ pub(crate) fn everything(only: Option<&str>) -> anyhow::Result<()> {
     }
     if wanted("python") && python.exists() {
         report.tests("python client", &mut Command::new(python));
+    }
+    if wanted("toolbox") {
+        report.tests("toolbox clients", &mut Command::new(root().join("tests/toolbox/run")));
     }
     if wanted("page") {
         report.tests("web page", &mut Command::new(root().join("tests/page/run")));

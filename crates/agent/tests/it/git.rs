@@ -47,7 +47,7 @@ impl Scene {
         let agent = Agent::start_prepared(None, prepare);
         let elsewhere = tempfile::tempdir().expect("a temporary folder");
         let served = elsewhere.path().join("served");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/git_server.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/toolbox/git_server.py");
         let mut server = Command::new("python3")
             .arg(script)
             .args([served.to_str().expect("UTF-8"), USER, PASSWORD])

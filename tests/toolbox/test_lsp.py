@@ -1,24 +1,18 @@
-"""Language servers through the published toolbox client, each call tested by what it does.
-
-    SANDHAUS_TOOLBOX_URL=http://127.0.0.1:2280 python3 toolbox_lsp.py [python] [typescript]
-
-The agent may be anywhere; pylsp and typescript-language-server must be there for the languages that are asked for (both where
-none is). One line tells of each; the first failure ends it.
-"""
+"""Language servers through the published toolbox client, each call tested by what it does."""
 
 import os
-import sys
 import time
 import uuid
 
+import pytest
 from daytona import DaytonaError
 from daytona._sync.lsp_server import LspServer
 from daytona.common.lsp_server import LspCompletionPosition
 from daytona_toolbox_api_client import ApiClient, Configuration, ExecuteRequest, FileSystemApi, LspApi, ProcessApi
 
-URL = os.environ["SANDHAUS_TOOLBOX_URL"]
+URL = os.environ["TOOLBOX_URL"]
 HEADERS = {"X-Daytona-SDK-Version": "0.226.1", "X-Daytona-Source": "python-sdk"}
-if token := os.environ.get("SANDHAUS_TOOLBOX_TOKEN"):
+if token := os.environ.get("TOOLBOX_TOKEN"):
     HEADERS["Authorization"] = f"Bearer {token}"
 PATIENCE_SECONDS = 120
 
@@ -195,17 +189,12 @@ def typescript(scene):
     stopped(scene, "typescript-language-server")
 
 
-PARTS = {"python": python, "typescript": typescript}
-
-
-def main():
+def test_an_unknown_language():
     with Scene("cobol") as scene:
         refused(400, "BAD_REQUEST", scene.server.start)
-    for name in sys.argv[1:] or PARTS:
-        with Scene(name) as scene:
-            PARTS[name](scene)
-        print(f"toolbox_lsp: {name}: ok", flush=True)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@pytest.mark.parametrize("language", (python, typescript))
+def test_language(language):
+    with Scene(language.__name__) as scene:
+        language(scene)

@@ -1,7 +1,4 @@
-"""Processes, sessions, terminals and interpreters through the published client, unmodified.
-
-The base URL of a toolbox comes from TOOLBOX_URL, so the same tests serve an agent by hand, a namespace and a machine.
-They expect Python and Node.js where it runs; those of charts are left out where matplotlib is not."""
+"""Processes, sessions, terminals and interpreters through the published client, unmodified."""
 
 import asyncio
 import os
@@ -19,9 +16,7 @@ from daytona_toolbox_api_client import ApiClient, ApiException, Configuration, I
 
 VERSION = "0.226.1"
 
-URL = os.environ.get("TOOLBOX_URL")
-
-pytestmark = pytest.mark.skipif(not URL, reason="SKIPPED: TOOLBOX_URL names no toolbox")
+URL = os.environ["TOOLBOX_URL"]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +57,7 @@ def code(api, http, language):
     return Process(language, ProcessApi(api), http)
 
 
+@pytest.mark.os
 def test_execute(process):
     answer = process.exec("echo out; echo err >&2; echo $A; pwd; exit 3", cwd="/usr", env={"A": "b"})
     assert (answer.exit_code, answer.result) == (3, "out\nerr\nb\n/usr\n")
@@ -130,6 +126,7 @@ def test_charts(process):
     assert (both.title, [e.type for e in both.elements]) == ("Both", ["line", "bar"])
 
 
+@pytest.mark.os
 def test_sessions(process, session):
     def run(command, **options):
         return process.execute_session_command(session, SessionExecuteRequest(command=command, **options))
@@ -155,6 +152,7 @@ def test_sessions(process, session):
         process.get_session("nosuch")
 
 
+@pytest.mark.os
 def test_terminals(process):
     name = f"t-{uuid.uuid4()}"
     seen = []

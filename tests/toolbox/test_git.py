@@ -1,17 +1,12 @@
-"""Git through the published toolbox client, each call tested by what it does.
-
-    SANDHAUS_TOOLBOX_URL=http://127.0.0.1:2280 python3 toolbox_git.py
-
-The agent may be anywhere: the remote is served inside of it, by git_server.py beside this file. Needs git and python3 there,
-and daytona of the published version here. One line tells of each part; the first failure ends it.
-"""
+"""Git through the published toolbox client, each call tested by what it does. The remote is served in the sandbox, by
+git_server.py beside this file."""
 
 import os
 import pathlib
-import sys
 import time
 import uuid
 
+import pytest
 from daytona import DaytonaError
 from daytona._sync.git import Git
 from daytona.common.errors import (
@@ -34,9 +29,9 @@ from daytona_toolbox_api_client import (
     SessionExecuteRequest,
 )
 
-URL = os.environ["SANDHAUS_TOOLBOX_URL"]
+URL = os.environ["TOOLBOX_URL"]
 HEADERS = {"X-Daytona-SDK-Version": "0.226.1", "X-Daytona-Source": "python-sdk"}
-if token := os.environ.get("SANDHAUS_TOOLBOX_TOKEN"):
+if token := os.environ.get("TOOLBOX_TOKEN"):
     HEADERS["Authorization"] = f"Bearer {token}"
 USER, PASSWORD = "alice", "s3cr3t/of:alice"
 PATIENCE_SECONDS = 60
@@ -290,12 +285,13 @@ def configuring(scene):
     scene.run(f"git config --global --unset-all credential.helper; sed -i '/{host.replace(':', '.*')}/d' ~/.git-credentials")
 
 
-def main():
+@pytest.fixture(scope="module")
+def scene():
     with Scene() as scene:
-        for part in (cloning, working, branching, undoing, exchanging, configuring):
-            part(scene)
-            print(f"toolbox_git: {part.__name__}: ok", flush=True)
+        yield scene
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@pytest.mark.os
+@pytest.mark.parametrize("part", (cloning, working, branching, undoing, exchanging, configuring))
+def test_git(scene, part):
+    part(scene)

@@ -1,0 +1,44 @@
+"""A sandbox of the toolbox image for all tests of this folder, unless TOOLBOX_URL names a toolbox that is there already."""
+
+import os
+
+import pytest
+
+from server import Server
+
+# How long the image may take to be imported or made a disk of, and a machine to boot under emulation.
+PATIENCE_SECONDS = 900
+
+# Where the image lies as an OCI layout.
+IMAGE = os.environ.get("TOOLBOX_IMAGE")
+
+server = pytest.StashKey[Server]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--engine", default="namespace", choices=["namespace", "qemu"], help="what the sandbox runs on")
+
+
+def pytest_configure(config):
+    """Before the test modules are read: they find their toolbox in the environment."""
+    if os.environ.get("TOOLBOX_URL"):
+        return
+    engine = config.getoption("--engine")
+    running = Server(config="default_image: toolbox\nsecurity: container\n", patience=PATIENCE_SECONDS)
+    config.stash[server] = running
+    running.command("image", "import", "toolbox", IMAGE)
+    wanted = {"image": "toolbox", "memory_mb": 2048, "ttl_seconds": 3600, "engine": engine}
+    if engine == "qemu":
+        running.command("image", "build-vm", "--from", "toolbox", "--name", "toolbox-vm")
+        wanted["image"] = "toolbox-vm"
+    made = running.request("POST", "/v1/sessions", wanted)
+    assert made.status == 201, made
+    os.environ["TOOLBOX_URL"] = f"{running.url}/toolbox/{made.json()['id']}"
+    os.environ["TOOLBOX_TOKEN"] = running.api_key
+
+
+def pytest_unconfigure(config):
+    running = config.stash.get(server, None)
+    if running is not None:
+        trouble = running.stop()
+        assert not trouble, "\n".join(trouble)
