@@ -3,6 +3,7 @@
 //! Sandhaus itself has started, and what is asked of the guest is the same.
 
 use std::{
+    cell::Cell,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
@@ -32,14 +33,13 @@ pub(crate) const PROGRAMS: [&str; 2] = [QEMU, "qemu-img"];
 const QEMU: &str = "qemu-system-x86_64";
 const MONITOR: &str = "loadvm.qmp";
 const DISK: &str = "loadvm.qcow2";
-const TAG: &str = "bench";
 
 /// Where a machine comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begin {
     /// Its kernel.
     Cold,
-    /// The snapshot in its disk image.
+    /// The last snapshot in its disk image.
     Snapshot,
     /// Nowhere: it never runs.
     Halted,
@@ -89,6 +89,8 @@ pub(crate) struct Loadvm {
     initramfs: PathBuf,
     folder: PathBuf,
     memory_mib: u64,
+    /// The snapshots that were taken.
+    taken: Cell<usize>,
 }
 
 /// One that runs.
@@ -114,7 +116,7 @@ impl Loadvm {
             .status()?;
         ensure!(made.success(), "qemu-img cannot make a disk");
         let (kernel, initramfs, folder) = (kernel.clone(), initramfs.clone(), folder.to_owned());
-        Ok(Self { hardware, kernel, initramfs, folder, memory_mib })
+        Ok(Self { hardware, kernel, initramfs, folder, memory_mib, taken: Cell::default() })
     }
 
     /// Starts it.
@@ -141,7 +143,7 @@ impl Loadvm {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
         match begin {
             Begin::Cold => {}
-            Begin::Snapshot => drop(command.args(["-loadvm", TAG])),
+            Begin::Snapshot => drop(command.args(["-loadvm", &self.taken.get().to_string()])),
             Begin::Halted => drop(command.arg("-S")),
         }
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -169,9 +171,19 @@ impl Loadvm {
         Ok(running)
     }
 
-    /// From nothing, out of the snapshot.
+    /// From nothing, out of the last snapshot.
     pub(crate) fn back(&self) -> anyhow::Result<Running> {
         self.start(Begin::Snapshot)
+    }
+
+    /// Takes one more snapshot of the machine that runs, and gives the milliseconds that it stood still for it.
+    pub(crate) fn save(&self, running: &Running) -> anyhow::Result<f64> {
+        let tag = self.taken.get() + 1;
+        let start = Instant::now();
+        let said = running.monitor(&format!("savevm {tag}"))?;
+        ensure!(said.is_empty(), "savevm: {said}");
+        self.taken.set(tag);
+        Ok(elapsed(start))
     }
 }
 
@@ -183,14 +195,6 @@ impl Running {
         let text = answer["result"].as_str().unwrap_or_default().to_owned();
         ensure!(answer["exitCode"] == 0, "{command}: {answer}");
         Ok(text)
-    }
-
-    /// Takes the snapshot, in place of an earlier one, and gives the milliseconds that the machine stood still for it.
-    pub(crate) fn save(&self) -> anyhow::Result<f64> {
-        let start = Instant::now();
-        let said = self.monitor(&format!("savevm {TAG}"))?;
-        ensure!(said.is_empty(), "savevm: {said}");
-        Ok(elapsed(start))
     }
 
     /// Waits until the agent answers. QEMU's network tries again after seconds only if a guest does not listen yet, so

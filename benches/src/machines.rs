@@ -23,8 +23,7 @@ use crate::{
 };
 
 /// How every server here is configured, besides.
-pub(crate) const CONFIG: &str =
-    "default_engine: qemu\ndefault_image: bench-vm\nsecurity: container\nlog_level: info\n";
+pub(crate) const CONFIG: &str = "default_engine: qemu\ndefault_image: bench-vm\n";
 
 /// The peer that is compared with.
 const PEER: &str = "QEMU, savevm and -loadvm";
@@ -37,10 +36,11 @@ const APPLETS: [&str; 7] = ["sh", "cat", "head", "true", "yes", "sleep", "adjtim
 /// Memory of the guest that much of is written to.
 const LARGE_MIB: u64 = 2560;
 
-/// Writes an eighth of 1 GiB into the memory that all of this guest's files are in, and leaves it written: a part of noise,
+/// Writes an eighth of 1 GiB into the memory that all of this guest's files are in, and leaves it written: half of it noise,
 /// since memory is no text alone.
-const TOUCH: &str =
-    "{ head -c 33554432 /dev/urandom; yes 0123456789abcde | head -c 100663296; } >> /tmp/touched";
+const TOUCH: &str = "cd /tmp && { [ -f text ] || head -c 16777216 /dev/urandom > noise; } && \
+                     { [ -f text ] || yes 0123456789abcde | head -c 16777216 > text; } && \
+                     cat noise text noise text noise text noise text >> touched";
 const TOUCHES: usize = 8;
 
 /// Memory of the guests that are many.
@@ -195,7 +195,7 @@ fn ways_back(
             forget(connection, LARGE)?;
         }
         snapshot(connection, &id, LARGE)?;
-        theirs_still.push(running.save()?);
+        theirs_still.push(peer.save(&running)?);
     }
     report.add(STILL_LARGE, NAME, "ms", still(server, &id, CAPTURES)?);
     report.add(STILL_LARGE, PEER, "ms", theirs_still);
@@ -334,7 +334,7 @@ fn forks(
         exec(connection, &copy.id, "true")?;
         times.push(elapsed(start));
         delete(connection, &copy.id)?;
-        savings.push(running.save()?);
+        savings.push(peer.save(&running)?);
     }
     drop(running);
     // What the usual way needs a second disk image for, which is left out of the sum.

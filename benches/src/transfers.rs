@@ -41,6 +41,7 @@ pub(crate) fn measure(
     snapshot: &str,
 ) -> anyhow::Result<()> {
     let folder = scratch.join("store");
+    fs_err::create_dir_all(&folder)?;
     let config = format!("{CONFIG}snapshots:\n  store: {}\n", folder.display());
     measure_store(report, dir, scratch, snapshot, "a directory", config, &[])?;
     // Its place on the disk is the next one's.
