@@ -68,7 +68,7 @@ pub fn disk_image(data: &Path) {
     provide(data, DISK_IMAGE, |catalogue| {
         let tree = tree::busybox_tree();
         let mut build = build(catalogue, DISK_IMAGE, tree.path());
-        ran(build.args(["--size", "64MiB", "--no-compress"]));
+        ran(build.args(["--size", "128MiB", "--no-compress"]));
     });
 }
 

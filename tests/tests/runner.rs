@@ -2,8 +2,9 @@
 
 use sandhaus_tests::{
     http::{Answer, Http},
-    server::{Options, Server, with_configured_server},
-    settles,
+    server::{DataDir, Options, Server, with_configured_server, with_server_on},
+    settles, vm,
+    websocket::{Message, WebSocket},
 };
 use serde_json::{Value, json};
 
@@ -119,6 +120,133 @@ fn a_sandbox_of_a_control_plane() {
         assert_eq!(figures["metrics"]["currentStartedSandboxes"], 1, "{figures}");
         sandbox.post("destroy", &Value::Null).expect(200);
         assert_eq!(sandbox.state(), "destroyed");
+    });
+}
+
+fn machine_body(id: &str, snapshot: &str) -> Value {
+    let mut body = body(id, snapshot);
+    body["sandboxClass"] = "linux-vm".into();
+    body["memoryQuota"] = 256.into();
+    body
+}
+
+/// What a person at a terminal in a sandbox types and sees, to the end of its shell.
+fn terminal(http: &Http, id: &str) {
+    let path = format!("/sandboxes/{id}/toolbox/process/pty/create-connect?id=window&cols=100&rows=30");
+    let mut socket = WebSocket::open(http, &path);
+    let Message::Text(first) = socket.read() else { panic!("a word first") };
+    assert!(first.contains("connected"), "{first}");
+    socket.send(b"stty size; echo $((6*7))-typed\n");
+    let seen = socket.read_until("42-typed");
+    assert!(seen.contains("30 100"), "{seen}");
+    socket.send(b"exit 3\n");
+    let end = loop {
+        if let Message::Close(code, reason) = socket.read() {
+            break (code, serde_json::from_str::<Value>(&reason).expect("JSON"));
+        }
+    };
+    assert_eq!((end.0, &end.1["exitCode"]), (1011, &json!(3)));
+}
+
+/// A file goes in and comes out as it was, whatever its bytes and its name.
+fn files(http: &Http, id: &str) {
+    let content: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    let path = "path=/root/a%20file%2Bmore";
+    let toolbox = format!("/sandboxes/{id}/toolbox");
+    let put = format!("{toolbox}/files/upload-v2?{path}");
+    http.send("POST", &put, "application/octet-stream", &content).expect(200);
+    assert!(http.get(&format!("{toolbox}/files/download?{path}")).expect(200).body == content);
+    let info: Value = http.get(&format!("{toolbox}/files/info?{path}")).expect(200).json();
+    assert_eq!((&info["name"], &info["size"]), (&json!("a file+more"), &json!(300_000)));
+}
+
+/// Waits until a pull has ended well.
+fn pulled(http: &Http, snapshot: &str) {
+    http.post("/snapshots/pull", &json!({ "snapshot": snapshot, "sandboxClass": "linux-vm" })).expect(202);
+    settles("the snapshot is here", || {
+        let info = http.get(&format!("/snapshots/info?snapshot={snapshot}"));
+        assert!(matches!(info.status, 200 | 404), "{}", info.text());
+        info.status == 200
+    });
+}
+
+#[test]
+fn a_virtual_machine_of_a_control_plane() {
+    let name = "a_virtual_machine_of_a_control_plane";
+    if !vm::bootable(name) {
+        return;
+    }
+    let dir = DataDir::new();
+    vm::disk_image(dir.path());
+    let store = tempfile::tempdir().expect("make a folder");
+    let more = format!(
+        "runner: {{enabled: true, listen: '127.0.0.1:0'}}\nsnapshots: {{store: {}}}\n",
+        store.path().display()
+    );
+    with_server_on(&dir, &vm::options(&more), |server| {
+        let http = runner(server);
+        let health: Value = http.get("/").expect(200).json();
+        assert_eq!(health["status"], "ok");
+        let sandbox = Sandbox { http: &http, id: ID };
+        let made: Value = http.post("/sandboxes", &machine_body(ID, vm::DISK_IMAGE)).expect(201).json();
+        assert!(made["daemonVersion"].as_str().is_some_and(|version| !version.is_empty()), "{made}");
+        assert_eq!(sandbox.state(), "started");
+        assert_eq!(sandbox.run("echo $MINE $DAYTONA_SANDBOX_ID"), format!("kept {ID}"));
+        files(&http, ID);
+        terminal(&http, ID);
+
+        // Its memory is kept while it stands still, and its disk is copied while it runs.
+        sandbox
+            .run("echo in memory > /dev/shm/note || echo in memory > /tmp/note; echo old > /root/note; sync");
+        let running = json!({ "sandboxId": ID, "snapshotName": "resting" });
+        assert!(http.post("/snapshots/push", &running).expect(409).text().contains("stopped or paused"));
+        sandbox.post("pause", &Value::Null).expect(200);
+        assert_eq!(sandbox.state(), "paused");
+        sandbox.post("toolbox/process/execute", &json!({ "command": "true" })).expect(409);
+        sandbox.post("resume", &Value::Null).expect(200);
+        assert_eq!(sandbox.run("cat /dev/shm/note /tmp/note 2>/dev/null || true"), "in memory");
+        let live = json!({ "sandboxId": ID, "name": "live", "live": true });
+        let created: Value = http.post("/snapshots/create", &live).expect(200).json();
+        assert_eq!((&created["name"], &created["liveMode"]), (&json!("live"), &json!(true)));
+        let there = |name: &str| -> bool {
+            let answer: Value = http.get(&format!("/snapshots/exists?snapshot={name}")).expect(200).json();
+            answer["exists"] == true
+        };
+        assert!(there("live"));
+        let kept = store.path().join(created["snapshotPath"].as_str().expect("a path"));
+        assert!(kept.join("disk.qcow2").is_file() && kept.join("kernel").is_file(), "{}", kept.display());
+
+        // Stopped, it is pushed; another host has to pull it first.
+        sandbox.run("echo later > /root/note; sync");
+        sandbox.post("stop", &Value::Null).expect(200);
+        assert_eq!(sandbox.state(), "stopped");
+        let pushed: Value = http.post("/snapshots/push", &running).expect(200).json();
+        assert!(store.path().join(pushed["snapshotPath"].as_str().expect("a path")).is_dir(), "{pushed}");
+        for name in ["live", "live"] {
+            http.post(&format!("/snapshots/remove?snapshot={name}"), &Value::Null).expect(200);
+        }
+        assert!(!there("live") && !there("resting"));
+        let refused = http.post("/sandboxes", &machine_body(OTHER, "live")).expect(404).text();
+        assert!(refused.contains("/snapshots/pull"), "{refused}");
+        pulled(&http, "live");
+        let other = Sandbox { http: &http, id: OTHER };
+        http.post("/sandboxes", &machine_body(OTHER, "live")).expect(201);
+        assert_eq!(other.run("cat /root/note; wc -c < '/root/a file+more'"), "old\n300000");
+        let figures: Value = http.get("/info").expect(200).json();
+        assert_eq!(figures["metrics"]["currentStartedSandboxes"], 1, "{figures}");
+        other.post("destroy", &Value::Null).expect(200);
+
+        // And the first one goes on with its own disk.
+        sandbox.post("start", &Value::Null).expect(200);
+        assert_eq!(sandbox.run("cat /root/note"), "later");
+        let text = http.get("/metrics").expect(200).text();
+        for operation in ["create", "pause", "resume", "stop", "start", "snapshot", "push_snapshot"] {
+            let line = format!(r#"container_operation_total{{operation="{operation}",status="success"}}"#);
+            assert!(text.contains(&line), "{operation} in {text}");
+        }
+        sandbox.post("destroy", &Value::Null).expect(200);
+        assert_eq!((sandbox.state(), other.state()), ("destroyed".to_owned(), "destroyed".to_owned()));
+        http.post("/snapshots/remove?snapshot=live", &Value::Null).expect(200);
     });
 }
 

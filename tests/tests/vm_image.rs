@@ -6,12 +6,13 @@
 use std::{
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use rustix::process::{Pid, Signal};
 use sandhaus_tests::{
     binary::{self, Ran},
+    files_named,
     server::DataDir,
     settles,
     tree::busybox_tree,
@@ -60,6 +61,60 @@ fn two_builds_of_the_same_are_the_same_image() {
     for name in ["memory ", "memory.1 ", "disk ", "disk.1 "] {
         assert!(listed.lines().any(|line| line.starts_with(name)), "{name} is missing:\n{listed}");
     }
+}
+
+/// Runs a tool of QEMU and gives what it says.
+fn tool(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {said}{output:?}");
+    said
+}
+
+#[test]
+fn a_disk_is_written_out_as_one_file() {
+    if !vm::bootable("a_disk_is_written_out_as_one_file") {
+        return;
+    }
+    let (dir, folder) = (DataDir::new(), tempfile::tempdir().unwrap());
+    vm::disk_image(dir.path());
+    vm::initramfs_image(dir.path());
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let run = |arguments: &[&str]| {
+        let ran = sandhaus(&dir, arguments);
+        assert_eq!(ran.code, 0, "{arguments:?}: {}", ran.stderr);
+    };
+    // An image of two layers.
+    let [below] = files_named(&dir.path().join("images/content"), "0.qcow2").try_into().unwrap();
+    let (below, over) = (below.to_str().unwrap(), file("over.qcow2"));
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", &over]);
+    tool("qemu-io", &["-f", "qcow2", "-c", "write -q -P 7 4M 64k", &over]);
+    run(&["image", "import-vm", "--name", "layered", "--base", vm::DISK_IMAGE, &over]);
+
+    let (flat, plain) = (file("flat.qcow2"), file("flat.img"));
+    run(&["image", "export", "layered", &flat]);
+    run(&["image", "export", "layered", &plain]);
+    tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", &flat, &plain]);
+    tool("qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "qcow2", &flat, &over]);
+    assert!(!tool("qemu-img", &["info", "-f", "qcow2", &flat]).contains("backing"));
+    // It stands alone, so that it can be taken anywhere.
+    run(&["image", "import-vm", "--name", "again", &flat]);
+
+    for (name, to, why) in [
+        (vm::INITRAMFS_IMAGE, "x.qcow2", "has no disk"),
+        ("host", "x.img", "built in"),
+        ("layered", "x.tar", "export it to a .qcow2"),
+        ("layered", "x.iso", "say --format"),
+        ("missing", "x.raw", "is not there"),
+    ] {
+        let refused = sandhaus(&dir, &["image", "export", name, &file(to)]);
+        assert_eq!(refused.code, 1, "{name} {to}: {}", refused.stderr);
+        assert!(refused.stderr.contains(why), "{name} {to}: {}", refused.stderr);
+    }
+    let mut left: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["flat.img", "flat.qcow2", "over.qcow2"], "nothing half written");
 }
 
 #[test]

@@ -297,7 +297,7 @@ impl Catalogue {
         let directory = self.content_directory(digest)?;
         let content = ContentRecord::read(&directory)?.ok_or_else(|| Error::NotFound(name.to_string()))?;
         if content.disk.is_some() {
-            let problem = "is the disk of a virtual machine, which no archive of files holds";
+            let problem = "is the disk of a virtual machine, which no archive of files holds: export it to a .qcow2 or .img file";
             return Err(Error::Form { image: name.to_string(), problem });
         }
         let files = export::Files::new(content::merged(&self.inner.store, &directory, &content)?);

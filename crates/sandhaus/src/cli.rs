@@ -12,7 +12,8 @@ mod snapshot;
 mod workspace;
 
 pub(crate) use image::{
-    BuildVmArguments, ImageArguments, ImageCommand, ImportArguments, ImportVmArguments, PullArguments,
+    BuildVmArguments, ExportAs, ImageArguments, ImageCommand, ImportArguments, ImportVmArguments,
+    PullArguments,
 };
 pub(crate) use pool::{PoolArguments, PoolCommand};
 pub(crate) use sandbox::{

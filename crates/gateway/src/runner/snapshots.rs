@@ -99,18 +99,20 @@ async fn ended(mut job: watch::Receiver<Job>) -> Result<(), String> {
     }
 }
 
-/// The same, where there is a store that takes it. What no store takes stays here alone.
-async fn pushed_if_possible(runner: &Runner, name: &SnapshotName) -> ApiResult<()> {
+/// The same, where there is a store that takes it; gives where it lies there. What no store takes stays here alone.
+async fn pushed_if_possible(runner: &Runner, name: &SnapshotName) -> ApiResult<Option<String>> {
     match runner.service().push_snapshot(name).await {
         Ok(job) => {
-            ended(job).await.map_err(|message| ApiError::new(Kind::Unavailable, Subject::Snapshot, message))
+            let failed = |message| ApiError::new(Kind::Unavailable, Subject::Snapshot, message);
+            ended(job).await.map_err(failed)?;
+            Ok(stored(runner, name).await?.map(|stored| stored.path))
         }
-        Err(error) if error.kind() == Kind::Unsupported => Ok(()),
+        Err(error) if error.kind() == Kind::Unsupported => Ok(None),
         Err(error) => Err(ApiError::of(Subject::Snapshot, error)),
     }
 }
 
-/// What a disk's snapshot is called in a store.
+/// What the snapshot of a disk is called in a store, where nothing else starts it.
 fn key(name: &SnapshotName) -> String {
     format!("snapshots/{name}.qcow2")
 }
@@ -167,16 +169,17 @@ pub(super) async fn create(
         let (runner, name) = (Arc::clone(&runner), name.clone());
         async move {
             let taken = take(&runner, &sandbox, name.clone(), how).await?;
-            pushed_if_possible(&runner, &name).await?;
-            Ok(taken)
+            let path = pushed_if_possible(&runner, &name).await?;
+            Ok((taken, path))
         }
     })
     .await;
     runner.edge.metrics.operation("snapshot", &taken, started.elapsed());
+    let (taken, path) = taken?;
     let created = CreatedSnapshot {
-        snapshot_path: key(&name),
+        snapshot_path: path.unwrap_or_else(|| key(&name)),
         name: name.to_string(),
-        size_bytes: taken?.size_bytes,
+        size_bytes: taken.size_bytes,
         live_mode: how == Take::Live,
     };
     Ok(answer(StatusCode::OK, &created))
@@ -209,8 +212,12 @@ pub(super) async fn push(
     .await;
     runner.edge.metrics.operation("push_snapshot", &outcome, started.elapsed());
     outcome?;
-    let size_bytes = stored(&runner, &name).await?.map_or(0, |stored| stored.size_bytes);
-    let pushed = PushedSnapshot { snapshot_path: key(&name), snapshot_name: name.to_string(), size_bytes };
+    let there = stored(&runner, &name).await?;
+    let pushed = PushedSnapshot {
+        snapshot_name: name.to_string(),
+        size_bytes: there.as_ref().map_or(0, |stored| stored.size_bytes),
+        snapshot_path: there.map_or_else(|| key(&name), |stored| stored.path),
+    };
     Ok(answer(StatusCode::OK, &pushed))
 }
 

@@ -387,7 +387,7 @@ pub(super) struct CreateSnapshotDto {
 pub(super) struct CreatedSnapshot {
     /// Its name.
     pub(super) name: String,
-    /// Its key in a store.
+    /// Its place in a store: `snapshots/NAME.qcow2`, or `snapshots/NAME` with its disk and what starts it.
     pub(super) snapshot_path: String,
     /// Its size.
     pub(super) size_bytes: u64,
@@ -413,7 +413,7 @@ pub(super) struct PushSnapshotDto {
 pub(super) struct PushedSnapshot {
     /// Its name.
     pub(super) snapshot_name: String,
-    /// Its key in the store.
+    /// Its place in the store: `snapshots/NAME.qcow2`, or `snapshots/NAME` with its disk and what starts it.
     pub(super) snapshot_path: String,
     /// Its size.
     pub(super) size_bytes: u64,

@@ -16,6 +16,7 @@
 
 mod build;
 mod cpio;
+mod export;
 mod filesystem;
 mod gpt;
 mod guest;
@@ -34,8 +35,11 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-pub use self::manifest::{FileRecord, KernelRecord, Manifest, Origin};
 pub(crate) use self::manifest::{INITRAMFS, KERNEL, layer_name};
+pub use self::{
+    export::DiskFormat,
+    manifest::{FileRecord, KernelRecord, Manifest, Origin},
+};
 use crate::{Image, ImageName};
 
 /// What builds take for the present, so that two of them come to the same: 14 November 2023.

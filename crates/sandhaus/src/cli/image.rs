@@ -1,9 +1,12 @@
 //! `sandhaus image …`.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::{Args, Subcommand};
-use sandhaus_images::{ExportFormat, Platform};
+use sandhaus_images::{ExportFormat, Platform, vm::DiskFormat};
 
 use super::Output;
 use crate::values::Bytes;
@@ -32,9 +35,10 @@ pub(crate) enum ImageCommand {
     },
     /// Write an image to a file
     Export {
-        /// How: tar, tar.gz, tar.zst, or oci for an OCI image in an archive [default: as the file's name ends]
+        /// How: tar, tar.gz, tar.zst, or oci for an OCI image in an archive; qcow2 or raw for the disk of a virtual machine
+        /// [default: as the file's name ends]
         #[arg(long, value_name = "FORMAT")]
-        format: Option<ExportFormat>,
+        format: Option<ExportAs>,
         /// Name of the image
         #[arg(value_name = "NAME")]
         name: String,
@@ -89,6 +93,34 @@ pub(crate) enum ImageCommand {
         #[arg(value_name = "NEW")]
         new: String,
     },
+}
+
+/// What an image is written out as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExportAs {
+    /// Its files.
+    Files(ExportFormat),
+    /// Its disk.
+    Disk(DiskFormat),
+}
+
+impl ExportAs {
+    /// What a file's name asks for by its ending.
+    pub(crate) fn of_path(path: &Path) -> Option<Self> {
+        let files = ExportFormat::of_path(path).map(Self::Files);
+        files.or_else(|| DiskFormat::of_path(path).map(Self::Disk))
+    }
+}
+
+impl FromStr for ExportAs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let files = text.parse().map(Self::Files);
+        files
+            .or_else(|_| text.parse().map(Self::Disk))
+            .map_err(|_| format!("{text:?} is none of tar, tar.gz, tar.zst, oci, qcow2 and raw"))
+    }
 }
 
 #[derive(Debug, Args)]

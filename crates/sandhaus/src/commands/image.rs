@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     advice::{Advice, print_error, print_note},
-    cli::{ImageArguments, ImageCommand, ImportArguments, Output, PullArguments, ServerArguments},
+    cli::{ExportAs, ImageArguments, ImageCommand, ImportArguments, Output, PullArguments, ServerArguments},
     commands::{run::Quiet, vm_image},
     config::Config,
     domain,
@@ -184,18 +184,21 @@ fn export(
     config: &Config,
     name: &str,
     file: &Path,
-    format: Option<ExportFormat>,
+    format: Option<ExportAs>,
     quiet: Quiet,
 ) -> Result<ExitCode> {
     let name = ImageName::parse(name)?;
-    let format = format.or_else(|| ExportFormat::of_path(file)).ok_or_else(|| {
+    let format = format.or_else(|| ExportAs::of_path(file)).ok_or_else(|| {
         Advice::new(
             format!("the name {} does not tell the format", file.display()),
-            "end it with .tar, .tar.gz, .tar.zst or .oci.tar, or say --format",
+            "end it with .tar, .tar.gz, .tar.zst, .oci.tar, .qcow2 or .img, or say --format",
         )
     })?;
     let catalogue = domain::open_catalogue(config)?;
     if file == Path::new("-") {
+        let ExportAs::Files(format) = format else {
+            bail!("a disk cannot be written to a stream: name a file");
+        };
         if isatty(stdio::stdout()) {
             bail!("an archive is nothing for a terminal: send standard output to a file or a program");
         }
@@ -204,10 +207,15 @@ fn export(
     }
     // Beside its place and moved there when it is whole, so that nobody takes half of it for all.
     let partial = file.with_added_extension("partial");
-    let written = File::create(&partial)
-        .with_context(|| format!("create {}", partial.display()))
-        .and_then(|mut output| write_image(&catalogue, &name, format, &mut output))
-        .and_then(|()| Ok(fs_err::rename(&partial, file)?));
+    let written = match format {
+        ExportAs::Files(format) => File::create(&partial)
+            .with_context(|| format!("create {}", partial.display()))
+            .and_then(|mut output| write_image(&catalogue, &name, format, &mut output)),
+        ExportAs::Disk(format) => {
+            Ok(catalogue.export_disk(&name, format, &partial, &CancellationToken::new())?)
+        }
+    }
+    .and_then(|()| Ok(fs_err::rename(&partial, file)?));
     if let Err(error) = written {
         // It may not be there: then there is nothing to remove.
         let _ = std::fs::remove_file(&partial);
