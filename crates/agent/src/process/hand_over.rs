@@ -83,9 +83,11 @@ fn describe(tracked: &Tracked, out: &mut Outgoing) -> io::Result<ProcessState> {
     let mut number =
         |channel: &Option<Arc<Channel>>| channel.as_ref().map(|channel| out.descriptor(channel.descriptor()));
     let terminal = number(&tracked.terminal);
-    let outputs = [number(&tracked.outputs()[0]), number(&tracked.outputs()[1])];
+    let outputs = tracked.outputs().clone();
+    let outputs = outputs.each_ref().map(&mut number);
     // Where there is a terminal, it is the input too.
-    let input = number(&tracked.input());
+    let input = tracked.input().clone();
+    let input = number(&input);
     Ok(ProcessState {
         id: tracked.id,
         argv: tracked.argv.clone(),

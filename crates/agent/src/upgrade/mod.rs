@@ -150,7 +150,8 @@ async fn upgrade(
             "this agent may not be replaced: it listens where anyone might ask; start it with --replaceable",
         ));
     }
-    let Ok(_alone) = agent.upgrades.alone.try_lock() else {
+    // Another request may be over that nobody waits for any more.
+    let Ok(_alone) = tokio::time::timeout(WAIT_MAX, agent.upgrades.alone.lock()).await else {
         return Err(Error::conflict("the agent is being replaced already"));
     };
     let program = program::receive(&headers, body).await?;

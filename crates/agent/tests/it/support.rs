@@ -49,6 +49,13 @@ impl Agent {
         Self::start_prepared(shell, |_, _| {})
     }
 
+    /// The same with these variables.
+    pub(crate) fn start_with(shell: Option<&str>, variables: &[(&str, &str)]) -> Self {
+        Self::start_prepared(shell, |command, _| {
+            command.envs(variables.iter().copied());
+        })
+    }
+
     /// The same with further preparations of the command and of the agent's folder, which is its home.
     pub(crate) fn start_prepared(shell: Option<&str>, prepare: impl FnOnce(&mut Command, &Path)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -523,6 +530,20 @@ impl Frames {
         }
         assert!(!all.exit.is_empty(), "no exit record");
         all
+    }
+
+    /// The next frame of a stream that is cut; `None` when all that had arrived was read.
+    pub(crate) fn next_before_cut(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().expect("valid frames") {
+                return Some(frame);
+            }
+            match self.answer.next_piece() {
+                Ok(Some(piece)) => self.decoder.push(&piece),
+                Ok(None) => panic!("the stream has ended"),
+                Err(_) => return None,
+            }
+        }
     }
 
     /// Reads to the end; whether that came without the last record.
