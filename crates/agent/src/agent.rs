@@ -21,6 +21,7 @@ use crate::{
     files::Streams,
     git::Git,
     interpreter::Contexts,
+    log::{Level, Log},
     lsp::Servers,
     process::Processes,
     proxy::Proxy,
@@ -117,6 +118,8 @@ pub(crate) struct Agent {
     pub(crate) terminals: Terminals,
     /// Interpreter contexts of the compatible contract.
     pub(crate) contexts: Contexts,
+    /// What it writes about itself.
+    pub(crate) log: Log,
     /// Who looks on as files change.
     pub(crate) watches: Streams,
     /// Room for work on files that may take long: fewer at once than there are threads for files.
@@ -212,6 +215,7 @@ impl Agent {
             servers: Servers::default(),
             terminals: Terminals::default(),
             contexts: Contexts::default(),
+            log: Log::default(),
             watches: Streams::default(),
             long_file_work: Semaphore::new(LONG_FILE_WORK_MAX),
             usage,
@@ -219,6 +223,15 @@ impl Agent {
             doors: Doors::default(),
             upgrades: Upgrades::default(),
         })
+    }
+
+    /// What is logged unless the environment says otherwise. In a sandbox of namespaces a log exists only if something is
+    /// wrong: it would be a file in each of very many.
+    pub(crate) fn default_log_level(&self) -> Level {
+        match self.standing {
+            Standing::Init { .. } => Level::Warn,
+            Standing::Guest | Standing::ByHand => Level::Info,
+        }
     }
 
     /// Environment of a new process.

@@ -14,12 +14,16 @@ use sandhaus_protocol::{
     boot::{ShellPreference, Workload},
     ssh::{Access, PORT, RESCUE_PORT, TERMINAL_PORT},
 };
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
 
 use crate::{
     agent::{Agent, current_environment},
     guest::{self, Network},
     http::{self, Door, Listener},
+    log::Level,
     shell::dialect::ShellChoice,
     ssh::{self, Places},
     sys::{self, Interest, Signals},
@@ -31,6 +35,15 @@ const FILE_THREADS_MAX: usize = 4;
 
 /// How long the workload may take to end by itself when the sandbox is stopped.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// How long answers may take to get out once the sandbox has stopped.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// How long they may take where only the agent ends.
+const ANSWER_GRACE: Duration = Duration::from_secs(5);
+
+/// The variable that says that processes start at home.
+const HOME_AS_WORKDIR: &str = "DAYTONA_USER_HOME_AS_WORKDIR";
 
 /// Largest file that says who may come in.
 const ACCESS_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -44,7 +57,7 @@ Usage:
   sandhaus-agent --guest-init
   sandhaus-agent --listen unix:PATH|HOST:PORT [--workdir DIR] [--shell PATH] [--replaceable]
                  [--ssh-secret-file PATH] [--authorized-keys PATH] [--ssh-port PORT] [--terminal-port PORT]
-                 [-- COMMAND [ARGUMENT]...]
+                 [[--] COMMAND [ARGUMENT]...]
 
 Options:
   --init           Serve as PID 1: listening socket on descriptor 3, boot document on 4
@@ -52,8 +65,9 @@ Options:
                    [default address: 0.0.0.0:2280]
   --network        Give the machine its address, if nothing else does
   --guest-init     Serve as a virtual machine's first process; so does PID 1 called init
-  --listen ADDR    Serve by hand, as the current user
-  --workdir DIR    Where shells and processes start [default: the current directory]
+  --listen ADDR    Serve by hand, as the current user; a command starts beside, in the session entrypoint
+  --workdir DIR    Where shells and processes start [default: the current directory, or
+                   home with DAYTONA_USER_HOME_AS_WORKDIR=true]
   --shell PATH     Shell of persistent sessions [default: bash if there is one, else sh]
   --replaceable    Let whoever reaches the address replace the agent by another build of it;
                    on a Unix socket they may anyway
@@ -139,7 +153,13 @@ impl Order {
                 "--shell" => shell = Some(value()?),
                 "--version" | "-V" => return Ok(Self::Version),
                 "--help" | "-h" => return Ok(Self::Help),
-                other => return Err(format!("unknown argument {other}; try --help")),
+                other if other.starts_with('-') => {
+                    return Err(format!("unknown argument {other}; try --help"));
+                }
+                _ => {
+                    entrypoint.push(argument);
+                    entrypoint.extend(arguments.by_ref());
+                }
             }
         }
         let modes: Vec<&str> = modes.iter().map(String::as_str).collect();
@@ -309,13 +329,15 @@ fn run_by_hand(
 ) -> io::Result<()> {
     sys::prepare_by_hand()?;
     let access = doors.read()?;
-    let workdir = match workdir {
-        Some(path) => path.canonicalize()?,
-        None => std::env::current_dir()?,
+    let env = current_environment();
+    let is_home = env.get(HOME_AS_WORKDIR).is_some_and(|said| matches!(&**said, "true" | "1"));
+    let workdir = match (workdir, env.get("HOME")) {
+        (Some(path), _) => path.canonicalize()?,
+        (None, Some(home)) if is_home => PathBuf::from(home).canonicalize()?,
+        (None, _) => std::env::current_dir()?,
     };
     let workdir =
         workdir.into_os_string().into_string().map_err(|_| io::Error::other("workdir is not UTF-8"))?;
-    let env = current_environment();
     let (uid, gid) = sys::own_ids();
     let value = |name: &str, default: &str| env.get(name).cloned().unwrap_or_else(|| default.to_owned());
     let user =
@@ -373,13 +395,36 @@ async fn serve(agent: Arc<Agent>, listener: Listener, replaceable: Replaceable) 
     let signals = Signals::new()?;
     // Ends that came before the signals were listened to.
     agent.children.reap();
-    let server = tokio::spawn(http::serve(Door::open(&agent), listener));
+    let (end, ending) = watch::channel(());
+    let server = tokio::spawn(http::serve(Door::open(&agent), listener, ending));
+    agent.log(Level::Info, "the toolbox is served");
+    reap_until_the_end(&agent, &signals).await?;
+    agent.log(Level::Info, "the toolbox is ending");
+    drop(end);
+    let stopped = async {
+        if sys::is_first_process() {
+            // The sandbox ends: its processes first, and with them what waits for them.
+            agent.children.hang_up();
+            sys::terminate_everything(STOP_GRACE).await;
+            let _ = tokio::time::timeout(LAST_ANSWERS, server).await;
+        } else {
+            let _ = tokio::time::timeout(ANSWER_GRACE, server).await;
+        }
+    };
+    // Cancel-safe: whoever asks twice does not want to wait.
+    tokio::select! {
+        () = stopped => {}
+        _ = reap_until_the_end(&agent, &signals) => {}
+    }
+    agent.children.hang_up();
+    Ok(())
+}
+
+/// Answers that are under way may wait for the ends of processes.
+async fn reap_until_the_end(agent: &Agent, signals: &Signals) -> io::Result<()> {
     while signals.next().await? == Interest::Child {
         agent.children.reap();
     }
-    server.abort();
-    agent.children.hang_up();
-    sys::terminate_everything(STOP_GRACE).await;
     Ok(())
 }
 

@@ -28,7 +28,7 @@ use sandhaus_protocol::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
 };
 use tower::Service as _;
 
@@ -38,7 +38,9 @@ use crate::{
     error::Error,
     execute, files, git,
     guest::Guest,
-    interpreter, lsp, ports, process, proxy, pty,
+    interpreter,
+    log::Level,
+    lsp, ports, process, proxy, pty,
     ring::UNSENT_BYTES_MAX,
     session, shell, sys, system,
     upgrade::{Connection, Hold, passing},
@@ -63,6 +65,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest message taken over from a refusal that is not ours.
 const FOREIGN_MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Changes, in whatever way, when the server is to end.
+pub(crate) type Ending = watch::Receiver<()>;
 
 /// Where the agent listens.
 pub(crate) enum Listener {
@@ -161,6 +166,22 @@ impl Door {
         }
     }
 
+    /// Writes down what was asked for; what cannot be done now, or went wrong, matters more.
+    fn log(&self, method: &Method, path: &str, status: StatusCode) {
+        let level = match status {
+            StatusCode::INTERNAL_SERVER_ERROR => Level::Error,
+            status if status.is_server_error() => Level::Info,
+            _ => Level::Debug,
+        };
+        let agent = match self {
+            Self::Open { agent, .. } => Some(agent),
+            Self::Guest { guest, .. } => guest.agent(),
+        };
+        if let Some(agent) = agent {
+            agent.log(level, format_args!("{method} {path} {}", status.as_u16()));
+        }
+    }
+
     async fn answer(&self, peer: Option<SocketAddr>, mut request: axum::extract::Request) -> Response {
         let mut router = match (self, peer) {
             (Self::Open { router, .. }, _) => router.clone(),
@@ -195,12 +216,27 @@ fn refused(error: Error) -> Response {
     response
 }
 
-/// Accepts connections for ever.
-pub(crate) async fn serve(door: Door, listener: Listener) {
+/// Accepts connections until it is to end.
+///
+/// Once whoever holds the other side of `ending` drops it, no connection is taken any more, those that are idle are closed,
+/// and what was asked for is still answered: this returns after the last answer.
+pub(crate) async fn serve(door: Door, listener: Listener, ending: Ending) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut over = ending.clone();
+    // Cancel-safe: a connection that is taken is taken over by a task of its own at once.
+    tokio::select! {
+        () = accept(&door, &listener, &places, &ending) => {}
+        _ = over.changed() => {}
+    }
+    drop(listener);
+    let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+    drop(places.acquire_many(all).await);
+}
+
+async fn accept(door: &Door, listener: &Listener, places: &Arc<Semaphore>, ending: &Ending) {
     loop {
-        let place = Arc::clone(&places).acquire_owned().await;
-        let accepted = match &listener {
+        let place = Arc::clone(places).acquire_owned().await;
+        let accepted = match listener {
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 // Frames are small and wanted at once.
@@ -208,10 +244,12 @@ pub(crate) async fn serve(door: Door, listener: Listener) {
                 Stream::Tcp(stream, peer)
             }),
         };
-        let door = door.clone();
+        let (door, ending) = (door.clone(), ending.clone());
         match accepted {
-            Ok(Stream::Unix(stream)) => drop(tokio::spawn(connection(stream, None, door, place))),
-            Ok(Stream::Tcp(stream, peer)) => drop(tokio::spawn(connection(stream, Some(peer), door, place))),
+            Ok(Stream::Unix(stream)) => drop(tokio::spawn(connection(stream, None, door, ending, place))),
+            Ok(Stream::Tcp(stream, peer)) => {
+                drop(tokio::spawn(connection(stream, Some(peer), door, ending, place)))
+            }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
@@ -226,6 +264,7 @@ async fn connection<P>(
     stream: impl AsyncRead + AsyncWrite + AsFd + Send + Unpin + 'static,
     peer: Option<SocketAddr>,
     door: Door,
+    mut ending: Ending,
     _place: P,
 ) {
     let number = sys::number(&stream);
@@ -239,18 +278,29 @@ async fn connection<P>(
                 request.extensions_mut().insert(Connection(number));
             }
             let response = door.answer(peer, request).await;
-            Ok::<_, Infallible>(passing(finish(response, &method, &path).await, hold))
+            let response = finish(response, &method, &path).await;
+            door.log(&method, &path, response.status());
+            Ok::<_, Infallible>(passing(response, hold))
         }
     });
-    let served = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    let served = builder
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
         .max_buf_size(BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await;
+        .with_upgrades();
+    let mut served = std::pin::pin!(served);
+    // Cancel-safe: the connection goes on either way.
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        _ = ending.changed() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
     // A connection that breaks is the other side's affair.
-    drop(served);
+    drop(ended);
 }
 
 /// Marks an answer that says by itself what went wrong.

@@ -21,6 +21,7 @@ mod guest;
 mod http;
 mod interpreter;
 mod lines;
+mod log;
 mod lsp;
 mod ports;
 mod process;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use sandhaus_protocol::guest::PORT;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use super::{Guest, Identity, names};
 use crate::{
@@ -24,6 +24,9 @@ use crate::{
 
 /// How long processes may take to end by themselves before the machine is switched off.
 const END_GRACE: Duration = Duration::from_secs(5);
+
+/// How long answers may take to get out at the end.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Programs that ask init systems other than systemd to switch the machine off.
 const POWER_OFF_PROGRAMS: [&str; 3] = ["/sbin/poweroff", "/usr/sbin/poweroff", "/bin/poweroff"];
@@ -132,7 +135,8 @@ async fn serve(guest: Arc<Guest>, listener: Listener, place: Place) -> io::Resul
     };
     reap(&guest);
     let door = Door::Guest { guest: Arc::clone(&guest), reception: guest.reception() };
-    let server = tokio::spawn(http::serve(door, listener));
+    let (end, ending) = watch::channel(());
+    let server = tokio::spawn(http::serve(door, listener, ending));
     names::tell("the supervisor", notify_ready());
     loop {
         // Both are cancel-safe: a signal is read, and a permit taken, only by the arm that wins.
@@ -148,14 +152,28 @@ async fn serve(guest: Arc<Guest>, listener: Listener, place: Place) -> io::Resul
             },
         }
     }
-    server.abort();
+    drop(end);
     // Nothing could end or be written otherwise.
     let _ = guest.freezer.thaw();
     if let Some(agent) = guest.agent() {
         agent.children.hang_up();
     }
-    sys::terminate_everything(END_GRACE).await;
-    Ok(())
+    let stopped = async {
+        sys::terminate_everything(END_GRACE).await;
+        let _ = tokio::time::timeout(LAST_ANSWERS, server).await;
+    };
+    tokio::pin!(stopped);
+    loop {
+        // Cancel-safe: ending goes on where it was.
+        tokio::select! {
+            () = &mut stopped => return Ok(()),
+            interest = signals.next() => match interest? {
+                Interest::Child => reap(&guest),
+                // It is under way.
+                Interest::End => {}
+            },
+        }
+    }
 }
 
 /// Before there is an agent proper, only orphans of others end here.

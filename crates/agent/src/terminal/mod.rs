@@ -99,7 +99,9 @@ pub(crate) async fn serve(agent: Arc<Agent>, listener: TcpListener) {
         .route("/terminal.css", get(style))
         .route("/ws", get(connect))
         .with_state(front);
-    http::serve(Door::Open { agent, router }, Listener::Tcp(listener)).await;
+    // It ends with the agent.
+    let (_end, ending) = tokio::sync::watch::channel(());
+    http::serve(Door::Open { agent, router }, Listener::Tcp(listener), ending).await;
 }
 
 /// Query of the page.

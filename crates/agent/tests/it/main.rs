@@ -12,6 +12,7 @@ mod process;
 mod proxy;
 mod script;
 mod shell;
+mod shutdown;
 mod socket;
 mod ssh;
 mod support;

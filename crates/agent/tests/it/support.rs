@@ -64,6 +64,7 @@ impl Agent {
         command.arg("--listen").arg(format!("unix:{}", folder.path().join("sock").display()));
         command.arg("--workdir").arg(folder.path().join("work"));
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", folder.path());
+        command.env("DAYTONA_DAEMON_LOG_FILE_PATH", folder.path().join("log"));
         if let Some(shell) = shell {
             let program = folder.path().join(if shell.ends_with("busybox") { "ash" } else { "shell" });
             if shell.ends_with("busybox") {
@@ -121,6 +122,22 @@ impl Agent {
         let pid = fs::read_to_string(children).expect("read the namespace's first process");
         agent.pid = pid.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("one child");
         Some(agent)
+    }
+
+    /// Asks the agent to end, and leaves it to that.
+    pub(crate) fn ask_to_end(&self) {
+        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it lives");
+    }
+
+    /// Waits for the agent's end: whether that was in order.
+    pub(crate) fn wait(&mut self) -> bool {
+        self.child.wait().expect("it is ours").success()
+    }
+
+    /// Its own log.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// The work directory.

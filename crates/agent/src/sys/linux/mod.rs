@@ -16,6 +16,7 @@ mod modes;
 mod network;
 mod places;
 pub(crate) mod remote_files;
+mod rotating;
 
 mod signals;
 mod sockets;
@@ -44,6 +45,7 @@ pub(crate) use machine::{
 pub(crate) use modes::set_terminal_modes;
 pub(crate) use network::configure_network;
 pub(crate) use places::{Entry, EntryKind, Place, open_directory, open_regular_below};
+pub(crate) use rotating::{Keep, RotatingFile};
 pub(crate) use signals::{
     Interest, Signals, signal_group, signal_pids, stop_with_children, terminate_everything,
 };
