@@ -1,6 +1,7 @@
 """Language servers through the published toolbox client, each call tested by what it does."""
 
 import os
+import shlex
 import time
 import uuid
 
@@ -71,9 +72,19 @@ class Scene:
         self.files.upload_file(path=f"{self.project}/{name}", file=text.encode())
 
     def running(self, program):
-        """Processes of that name whose work directory is the project."""
-        script = f"for p in /proc/[0-9]*; do test \"$(readlink $p/cwd)\" = \"$PWD/{self.project}\" && tr '\\0' ' ' <$p/cmdline && echo; done"
-        return [line for line in self.run(script).splitlines() if program in line]
+        """Processes with that name whose work directory is the project: number, session, command line."""
+        script = (
+            "for p in /proc/[0-9]*; do "
+            f"test \"$(readlink $p/cwd)\" = \"$PWD/{self.project}\" && read -r line <$p/stat || continue; "
+            "set -- ${line##*) }; echo ${p#/proc/} $4 $(tr '\\0' ' ' <$p/cmdline); done 2>/dev/null"
+        )
+        # The sandbox's own shell may split words otherwise.
+        lines = [line.split(" ", 2) for line in self.run(f"sh -c {shlex.quote(script)}").splitlines()]
+        return [line for line in lines if program in line[-1]]
+
+    def servers(self, program):
+        """Those that the agent has started, and not what these start: each leads a session."""
+        return [(number, words) for number, session, words in self.running(program) if number == session]
 
     def __enter__(self):
         self.run(f"mkdir -p {self.project}")
@@ -119,10 +130,10 @@ def serve(scene, program, name, source):
     refused(400, "LSP_SERVER_NOT_INITIALIZED", lambda: server.did_open(document))
     scene.write(name, source)
     server.start()
-    first = scene.running(program)
-    assert first, "no server runs"
+    first = scene.servers(program)
+    assert len(first) == 1, first
     server.start()
-    assert scene.running(program) == first, "a second start started another server"
+    assert scene.servers(program) == first, "a second start started another server"
     refused(404, "FILE_NOT_FOUND", lambda: server.did_open(f"{scene.project}/none"))
     server.did_open(document)
     lines = source.splitlines()

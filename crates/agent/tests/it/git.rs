@@ -420,9 +420,7 @@ fn changes_are_staged_committed_and_told() {
         (strange, (Untracked, Untracked)),
         ("other.txt", (Untracked, Untracked)),
     ];
-    let expected = |pairs: &[(&str, (GitFileState, GitFileState))]| -> BTreeMap<String, _> {
-        pairs.iter().map(|(name, states)| ((*name).to_owned(), *states)).collect()
-    }(&expected);
+    let expected = BTreeMap::from(expected.map(|(name, states)| (name.to_owned(), states)));
     assert_eq!(state(&scene.status("r")), expected);
     // Paths are words, not patterns.
     scene.refused("add", &json!({ "path": "r", "files": ["*.txt"] }), 404, "FILE_NOT_FOUND");
@@ -683,7 +681,7 @@ fn settings_and_remotes_are_kept_where_they_belong() {
     let remote = json!({ "path": "r", "name": "up", "url": "https://user:hidden@example.com/a" });
     scene.done("remotes", &remote);
     let shown = ("up".to_owned(), "https://user@example.com/a".to_owned());
-    assert_eq!(remotes(), [shown.clone()]);
+    assert_eq!(remotes(), std::slice::from_ref(&shown));
     assert!(!scene.read("r/.git/config").contains("hidden"));
     scene.refused("remotes", &remote, 409, "CONFLICT");
     // One that somebody wrote there is not shown either.
