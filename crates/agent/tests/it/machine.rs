@@ -108,7 +108,7 @@ impl Guest {
         self.start_agent();
     }
 
-    fn agent_pid(&self) -> u32 {
+    pub(crate) fn agent_pid(&self) -> u32 {
         let agents = descendants(self.machine.id());
         agents
             .into_iter()

@@ -4,7 +4,7 @@ use std::io::{BufReader, Read as _, Write as _};
 
 use serde_json::Value;
 
-use crate::support::{Agent, Wire};
+use crate::support::{Agent, Wire, exchange};
 
 /// A WebSocket as far as these tests need one.
 pub(crate) struct Socket(BufReader<Wire>);
@@ -15,16 +15,25 @@ impl Socket {
         target: &str,
         protocols: &str,
     ) -> Result<(Self, Option<String>), u16> {
+        let headers =
+            if protocols.is_empty() { vec![] } else { vec![("sec-websocket-protocol", protocols)] };
+        Self::open(Wire::Unix(agent.connect()), target, &headers)
+    }
+
+    /// The same over any connection, with these headers besides.
+    pub(crate) fn open(
+        wire: Wire,
+        target: &str,
+        besides: &[(&str, &str)],
+    ) -> Result<(Self, Option<String>), u16> {
         let mut headers = vec![
             ("connection", "upgrade"),
             ("upgrade", "websocket"),
             ("sec-websocket-version", "13"),
             ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ];
-        if !protocols.is_empty() {
-            headers.push(("sec-websocket-protocol", protocols));
-        }
-        let answer = agent.send("GET", target, &headers, b"");
+        headers.extend(besides);
+        let answer = exchange(wire, "GET", target, &headers, b"");
         if answer.status != 101 {
             return Err(answer.status);
         }
