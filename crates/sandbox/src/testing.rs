@@ -579,6 +579,7 @@ pub fn hello_reply(body: &[u8], identity: &AgentIdentity) -> (&'static str, Stri
     let reply = HelloReply {
         protocol: PROTOCOL_VERSION,
         version: "0.0.0".to_owned(),
+        build: None,
         sandbox_id: hello.sandbox_id,
         generation: hello.generation,
         features: vec![Feature::Shell, Feature::Process, Feature::Files, Feature::Env],
@@ -642,6 +643,7 @@ pub fn config() -> ServiceConfig {
         history_keep: std::time::Duration::from_secs(3600),
         pool: crate::service::PoolConfig::default(),
         plain_request: request(),
+        agent: None,
         snapshot_store: None,
         workspaces: crate::service::WorkspaceConfig::default(),
         insecure_registries: Vec::new(),

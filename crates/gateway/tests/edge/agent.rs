@@ -108,6 +108,7 @@ async fn answer(
         return json(&HelloReply {
             protocol: hello.protocol,
             version: "test".into(),
+            build: None,
             sandbox_id: hello.sandbox_id,
             generation: identity.generation.0,
             features: Vec::new(),

@@ -94,7 +94,10 @@ async fn where_compatible_clients_look_for_it_it_is_the_same_in_their_words() {
         let answer = edge.call(Method::GET, &path, "").await;
         let body = answer.json();
         assert_eq!((answer.status.as_u16(), body["code"].as_str()), (status, Some(code)), "{path}");
-        assert_eq!((body["statusCode"].as_u64(), body["method"].as_str()), (Some(status.into()), Some("GET")));
+        assert_eq!(
+            (body["statusCode"].as_u64(), body["method"].as_str()),
+            (Some(status.into()), Some("GET"))
+        );
         assert_eq!(body["path"], path.as_str());
     }
 }
