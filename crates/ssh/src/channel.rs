@@ -501,19 +501,6 @@ impl Sender {
             self.shared.push(Writer::message(message::CHANNEL_EOF).number(state.theirs).finish());
         }
     }
-
-    /// Resolves when the client has closed the channel, or is gone.
-    pub async fn closed(&self) {
-        loop {
-            let changed = self.port.writable.notified();
-            let mut changed = std::pin::pin!(changed);
-            changed.as_mut().enable();
-            if self.port.state().closed_there {
-                return;
-            }
-            changed.await;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -260,7 +260,7 @@ impl AgentSocket {
 /// Passes bytes both ways until both sides have said that there will be no more, or either is gone.
 async fn relay(mut channel: Channel, stream: impl AsyncRead + AsyncWrite + Send + 'static) {
     let (mut reader, mut writer) = tokio::io::split(stream);
-    let (sender, watched) = (channel.sender(), channel.sender());
+    let sender = channel.sender();
     // Of its own: either direction goes on while the other waits.
     let mut down = JoinSet::new();
     down.spawn(async move {
@@ -277,13 +277,11 @@ async fn relay(mut channel: Channel, stream: impl AsyncRead + AsyncWrite + Send 
         tokio::select! {
             // Both arms are cancel-safe.
             event = channel.receive() => match event {
-                Some(ChannelEvent::Data(bytes)) => tokio::select! {
-                    written = writer.write_all(&bytes) => if written.is_err() {
+                Some(ChannelEvent::Data(bytes)) => {
+                    if writer.write_all(&bytes).await.is_err() {
                         return;
-                    },
-                    // Nobody is left to write for.
-                    () = watched.closed() => return,
-                },
+                    }
+                }
                 Some(ChannelEvent::Eof) => {
                     ended = true;
                     // It may be gone already.

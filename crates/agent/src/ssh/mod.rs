@@ -26,6 +26,7 @@ use sandhaus_ssh::{
     Authority, Settings,
     keys::{HostKey, PublicKey, SEED_BYTES},
 };
+use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use tokio::{net::TcpListener, sync::Semaphore, task::AbortHandle};
 
@@ -161,7 +162,7 @@ fn seed(digits: &str) -> Result<[u8; SEED_BYTES]> {
 }
 
 /// Where the doors are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Places {
     /// SSH.
     pub(crate) ssh: SocketAddr,
@@ -201,6 +202,16 @@ impl Doors {
     /// Who may come in now.
     pub(crate) fn keeper(&self) -> Option<Arc<Keeper>> {
         self.state().keeper.clone()
+    }
+
+    /// What the agent's successor is told: who may come in, and where the doors are if not where a sandbox has them.
+    pub(crate) fn told(&self) -> (Access, Option<Places>) {
+        (self.state().access.clone(), self.places.get().copied())
+    }
+
+    /// Whether this process is started by itself and can be ended at any time.
+    pub(crate) fn is_rescue(&self, pid: i32) -> bool {
+        self.rescue.is(pid)
     }
 
     /// Whether what is told can be taken.

@@ -5,7 +5,10 @@ use std::{
     io::{self, Read as _},
     net::SocketAddr,
     os::fd::AsFd as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
     time::Duration,
 };
 
@@ -48,9 +51,16 @@ struct Document {
 #[derive(Default)]
 pub(super) struct Supervisor {
     wanted: Mutex<Option<watch::Sender<Option<String>>>>,
+    /// The process, or the one before it; zero before the first.
+    pid: AtomicI32,
 }
 
 impl Supervisor {
+    /// Whether this is the process.
+    pub(super) fn is(&self, pid: i32) -> bool {
+        self.pid.load(Ordering::Relaxed) == pid
+    }
+
     /// Takes the secret that holds from now on.
     pub(super) fn tell(&self, agent: &Arc<Agent>, address: SocketAddr, secret: Option<String>) {
         // A whole value or none.
@@ -84,6 +94,7 @@ async fn keep(agent: Arc<Agent>, address: SocketAddr, mut wanted: watch::Receive
         };
         match start(&agent, address, secret) {
             Ok(mut child) => {
+                agent.doors.rescue.pid.store(child.pid, Ordering::Relaxed);
                 tokio::select! {
                     // Both arms are cancel-safe.
                     _ = &mut child.ended => {}

@@ -140,6 +140,8 @@ impl Client {
         }
         let mut command = Command::new("timeout");
         command.args([CLIENT_SECONDS_MAX, name, "-F", "none"]);
+        // What comes first holds.
+        command.args(&self.options);
         // With commands from a file, sftp would not ask for a password.
         for option in [
             "StrictHostKeyChecking=no",
@@ -156,7 +158,7 @@ impl Client {
             None => command.args(["-o", "PubkeyAuthentication=no"]),
         };
         command.env("SSH_ASKPASS", ask).env("SSH_ASKPASS_REQUIRE", "force").env_remove("SSH_AUTH_SOCK");
-        command.args(&self.options).stdin(Stdio::null());
+        command.stdin(Stdio::null());
         command
     }
 
@@ -259,7 +261,6 @@ fn ask_local(path: &Path) -> Vec<u8> {
     let mut received = Vec::new();
     stream.read_to_end(&mut received).expect("receive");
     received.reverse();
-    assert!(received == sent, "{} bytes came back", received.len());
     received
 }
 
@@ -306,7 +307,8 @@ fn commands() {
 fn a_client_that_goes_away_takes_its_command_along() {
     let Some(host) = Host::start() else { return };
     let mut command = host.client().ssh();
-    let mut child = command.arg("echo ready; sleep 98765; true").stdout(Stdio::piped()).spawn().expect("run ssh");
+    let mut child =
+        command.arg("echo ready; sleep 98765; true").stdout(Stdio::piped()).spawn().expect("run ssh");
     let mut ready = [0; 6];
     child.stdout.take().expect("piped").read_exact(&mut ready).expect("it runs");
     eventually("it sleeps", || !host.descendants_with("sleep 98765").is_empty());
@@ -361,17 +363,21 @@ fn what_sftp_does_to_files() {
     assert_eq!(stat.mtime(), fs::metadata(host.path("small")).expect("stat").mtime());
     assert_eq!(fs::read_link(work.join("d/link")).expect("a link"), Path::new("ä€"));
     let listed = client.sftp("ls -1 d\nls -l d\npwd\n");
-    assert!(listed.contains("d/ä€\n") && listed.contains("-rwxr-xr--") && listed.contains("lrwxrwxrwx"), "{listed}");
+    assert!(
+        listed.contains("d/ä€\n") && listed.contains("-rwxr-xr--") && listed.contains("lrwxrwxrwx"),
+        "{listed}"
+    );
     assert!(listed.contains(&work.canonicalize().expect("there").display().to_string()), "{listed}");
-    client.sftp("chmod 600 d/ä€\nrename d/ä€ d/second\nrm d/link\n");
+    // In the place of another file, too.
+    client.sftp("chmod 600 d/ä€\nrm d/link\nput small d/other\nrename d/ä€ d/other\nrm d/second\n");
     assert_eq!(fs::read_dir(work.join("d")).expect("list").count(), 1);
-    assert_eq!(fs::metadata(work.join("d/second")).expect("stat").mode() & 0o7777, 0o600);
+    assert_eq!(fs::metadata(work.join("d/other")).expect("stat").mode() & 0o7777, 0o600);
     // Trees, and more names than one answer holds.
     fs::create_dir_all(host.path("tree/deep")).expect("create");
     for number in 0..300 {
         fs::write(host.path("tree/deep").join(number.to_string()), number.to_string()).expect("write");
     }
-    client.sftp("put -r tree\nget -r tree copy\nrm d/second\nrmdir d\n");
+    client.sftp("put -r tree\nget -r tree copy\nrm d/other\nrmdir d\n");
     for number in 0..300 {
         let copied = fs::read_to_string(host.path("copy/deep").join(number.to_string())).expect("read");
         assert_eq!(copied, number.to_string());
@@ -420,13 +426,22 @@ impl Screen {
     }
 
     fn until(&mut self, text: &str) {
+        self.until_any(&[text]);
+    }
+
+    /// Reads until one of these is there; what was read up to it is gone.
+    fn until_any<'a>(&mut self, texts: &[&'a str]) -> &'a str {
         let mut buffer = [0; 4096];
-        while !self.seen.contains(text) {
+        loop {
+            let found = texts.iter().filter_map(|text| Some((self.seen.find(text)?, *text))).min();
+            if let Some((at, text)) = found {
+                self.seen.drain(..at + text.len());
+                return text;
+            }
             let read = self.screen.read(&mut buffer).unwrap_or(0);
-            assert!(read > 0, "no {text:?} in {:?}", self.seen);
+            assert!(read > 0, "none of {texts:?} in {:?}", self.seen);
             self.seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
         }
-        self.seen.clear();
     }
 }
 
@@ -452,11 +467,7 @@ fn terminals() {
     // The change travels on its own: asked until it is there.
     loop {
         screen.type_in("\n");
-        screen.until("\r\n");
-        let mut rest = [0; 4096];
-        let read = screen.screen.read(&mut rest).expect("it answers");
-        screen.seen.push_str(&String::from_utf8_lossy(&rest[..read]));
-        if screen.seen.contains("40 100") {
+        if screen.until_any(&["30 90\r\n", "40 100\r\n"]) == "40 100\r\n" {
             break;
         }
     }
@@ -479,6 +490,9 @@ fn forwards_in_both_directions() {
     let client = host.client().with(&[
         "-o",
         "ExitOnForwardFailure=yes",
+        // It says then which port it got.
+        "-o",
+        "LogLevel=INFO",
         "-L",
         &format!("{}:127.0.0.1:{port}", place("to-port")),
         "-L",
@@ -492,7 +506,8 @@ fn forwards_in_both_directions() {
     ]);
     let mut running = client.start();
     for name in ["to-port", "to-name", "to-socket", "from-socket"] {
-        ask_local(&host.path(name));
+        let received = ask_local(&host.path(name));
+        assert!(received == content(300_000), "{name}: {} bytes came back", received.len());
     }
     let mut said = String::new();
     let mut stderr = BufReader::new(running.stderr.take().expect("piped"));
@@ -516,13 +531,17 @@ fn forwards_in_both_directions() {
 #[test]
 fn keys_of_the_clients_agent() {
     let Some(host) = Host::start() else { return };
-    let made = Command::new("ssh-keygen").args(["-q", "-N", "", "-t", "ed25519", "-f"]).arg(host.path("key")).status();
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-N", "", "-t", "ed25519", "-f"])
+        .arg(host.path("key"))
+        .status();
     assert!(made.expect("run ssh-keygen").success());
     let socket = host.path("agent");
     let mut agent = Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn();
     let agent = agent.as_mut().expect("run ssh-agent");
     eventually("it listens", || UnixStream::connect(&socket).is_ok());
-    let added = Command::new("ssh-add").arg("-q").arg(host.path("key")).env("SSH_AUTH_SOCK", &socket).status();
+    let added =
+        Command::new("ssh-add").arg("-q").arg(host.path("key")).env("SSH_AUTH_SOCK", &socket).status();
     assert!(added.expect("run ssh-add").success());
     let client = host.client().with(&["-A"]);
     let mut command = client.ssh();
@@ -546,7 +565,8 @@ fn who_may_come_in() {
     assert_eq!(wrong.run("true").status.code(), Some(255));
     assert_eq!(host.client().output("echo in"), "in\n");
     for kind in ["ed25519", "rsa"] {
-        let made = Command::new("ssh-keygen").args(["-q", "-N", "", "-t", kind, "-f"]).arg(host.path(kind)).status();
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-N", "", "-t", kind, "-f"]).arg(host.path(kind)).status();
         assert!(made.expect("run ssh-keygen").success());
     }
     let key = |kind: &str| fs::read_to_string(host.path(kind).with_extension("pub")).expect("read the key");
@@ -678,7 +698,8 @@ fn the_rescue_door_opens_when_the_agent_hangs() {
         secret: secret.to_owned(),
         ..Client::new(folder.path().to_owned(), address.0, address.1)
     };
-    let pid = i32::try_from(guest.agent_pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
+    let pid =
+        i32::try_from(guest.agent_pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stop the agent");
     let inside = client("rescue-secret-0123456789");
     assert_eq!(inside.output("id -u; echo $OF_BOOT"), "1000\none.1\n");
