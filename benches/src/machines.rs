@@ -291,7 +291,7 @@ fn clones(
     for (in_flight, rates) in CLONES_IN_FLIGHT.into_iter().zip(rates) {
         let what = format!("clones of 256 MiB with a command's result per second, {in_flight} in flight");
         report.add(&what, NAME, "/s", rates);
-        report.add(&what, "QEMU alone, its monitor answers, 1 in flight", "/s", bare.clone());
+        report.add(&what, "QEMU alone, its monitor answers", "/s", bare.clone());
     }
     report.add("private memory of a clone of 256 MiB, 8 alive", NAME, "MiB", memory);
     forget(connection, SMALL)

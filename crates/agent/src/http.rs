@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd, RawFd},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -37,7 +37,7 @@ use crate::{
     code_run, desktop,
     error::Error,
     execute, files, git,
-    guest::Guest,
+    guest::{Arrived, Guest},
     interpreter,
     log::Level,
     lsp, ports, process, proxy, pty,
@@ -189,6 +189,7 @@ impl Door {
             (Self::Guest { .. }, None) => return Error::unauthorized("nobody is known here").into_response(),
             (Self::Guest { guest, reception }, Some(peer)) => {
                 request.extensions_mut().insert(peer);
+                request.extensions_mut().insert(Arrived(Instant::now()));
                 match guest.admit(peer, request.uri().path(), request.headers(), reception) {
                     Ok(router) => router,
                     Err(error) => return refused(error),

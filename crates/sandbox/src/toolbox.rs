@@ -278,6 +278,17 @@ impl Toolbox {
         }
     }
 
+    /// Makes sure that a connection waits for the next request: what that tells is not to grow old while one is made.
+    pub async fn connect(&self) -> Result<()> {
+        let mut sender = match self.inner.checkout() {
+            Some(sender) => sender,
+            None => self.dial().await?,
+        };
+        sender.ready().await.map_err(|error| broken("connect to the sandbox", error))?;
+        self.inner.checkin(sender);
+        Ok(())
+    }
+
     /// Runs a command in a persistent shell.
     pub async fn shell_exec(&self, shell: &str, exec: &ShellExec) -> Result<Events<ShellStarted, ShellExit>> {
         let path = format!("/sandhaus/shell/{}/exec", Encoded(shell));

@@ -21,7 +21,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::RawFd,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -79,6 +79,10 @@ pub(crate) struct Guest {
     /// Its listening socket, and what the agent is to the machine.
     place: OnceLock<(RawFd, Place)>,
 }
+
+/// When a request came, before anything of it was looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arrived(pub(crate) Instant);
 
 /// Whom the machine serves at present.
 struct Identity {
@@ -206,7 +210,12 @@ impl Guest {
     }
 
     /// Everything is checked before anything is changed. The clock comes before all else: from then on times are right.
-    fn greet(self: &Arc<Self>, peer: SocketAddr, request: HelloRequest) -> Result<HelloReply> {
+    fn greet(
+        self: &Arc<Self>,
+        peer: SocketAddr,
+        Arrived(arrived): Arrived,
+        request: HelloRequest,
+    ) -> Result<HelloReply> {
         let mut identity = self.identity();
         let occasion = Identity::occasion(identity.as_ref(), &request.sandbox_id, request.generation)?;
         let HelloRequest { protocol, sandbox_id, generation, env, guest, ssh } = request;
@@ -226,7 +235,9 @@ impl Guest {
                 agent.workload.uid, told.boot.user.uid
             )));
         }
-        let skew = set_clock(told.unix_time_ns)?;
+        // An emulated processor needs long for its first look at code that it has not run yet.
+        let since = i64::try_from(arrived.elapsed().as_nanos()).unwrap_or(i64::MAX);
+        let skew = set_clock(told.unix_time_ns.saturating_add(since))?;
         sys::seed_random(&entropy)
             .map_err(|error| Error::internal(format_args!("cannot seed the random numbers: {error}")))?;
         if occasion == Occasion::Restored {
@@ -292,9 +303,10 @@ impl Guest {
 async fn greet(
     State(guest): State<Arc<Guest>>,
     Extension(peer): Extension<SocketAddr>,
+    Extension(arrived): Extension<Arrived>,
     Json(request): Json<HelloRequest>,
 ) -> Result<Json<HelloReply>> {
-    guest.greet(peer, request).map(Json)
+    guest.greet(peer, arrived, request).map(Json)
 }
 
 /// `POST /sandhaus/power-off`.

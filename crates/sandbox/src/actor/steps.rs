@@ -258,7 +258,11 @@ impl Actor {
         };
         let brings_env = !env.is_empty();
         let guest = match self.handle.engine.capabilities().boots_by_greeting {
-            true => Some(Box::new(self.guest(wanted).await?)),
+            true => {
+                // It is told the time.
+                self.handle.toolbox.connect().await?;
+                Some(Box::new(self.guest(wanted).await?))
+            }
             false => None,
         };
         let hello = HelloRequest {
