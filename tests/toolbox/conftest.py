@@ -12,6 +12,8 @@ PATIENCE_SECONDS = 900
 # Where the image lies as an OCI layout.
 IMAGE = os.environ.get("TOOLBOX_IMAGE")
 
+CONFIG = "default_image: toolbox\ndefaults: {readonly_rootfs: false, security_profile: container}\n"
+
 server = pytest.StashKey[Server]()
 
 
@@ -24,7 +26,7 @@ def pytest_configure(config):
     if os.environ.get("TOOLBOX_URL"):
         return
     engine = config.getoption("--engine")
-    running = Server(config="default_image: toolbox\nsecurity: container\ndefaults: {readonly_rootfs: false}\n", patience=PATIENCE_SECONDS)
+    running = Server(config=CONFIG, patience=PATIENCE_SECONDS)
     config.stash[server] = running
     running.command("image", "import", "toolbox", IMAGE)
     wanted = {"image": "toolbox", "memory_mb": 2048, "ttl_seconds": 3600, "engine": engine}
