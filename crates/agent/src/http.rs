@@ -12,7 +12,7 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody as _},
     extract::DefaultBodyLimit,
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse as _, Response},
@@ -275,6 +275,7 @@ async fn connection<P>(
             let mut request = request.map(Body::new);
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             let hold = door.note(&method, &path);
+            assume_json(&mut request);
             if path == upgrade::PATH {
                 request.extensions_mut().insert(Connection(number));
             }
@@ -302,6 +303,14 @@ async fn connection<P>(
     };
     // A connection that breaks is the other side's affair.
     drop(ended);
+}
+
+/// Published clients send JSON in places without saying so. What is passed on to a port stays as it is.
+fn assume_json(request: &mut axum::extract::Request) {
+    if !request.body().is_end_stream() && !request.uri().path().starts_with("/proxy/") {
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().entry(header::CONTENT_TYPE).or_insert(json);
+    }
 }
 
 /// Marks an answer that says by itself what went wrong.
