@@ -33,7 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sandhaus-wsl", &[]),
     ("sandhaus-tests", &["sandhaus-client", "sandhaus-protocol"]),
     ("sandhaus-bench", &["sandhaus-client", "sandhaus-tests"]),
-    ("xtask", &[]),
+    ("xtask", &["sandhaus-protocol"]),
 ];
 
 /// The same for what only tests may use besides: what a user of the package would hand to it.

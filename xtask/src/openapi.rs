@@ -1,4 +1,5 @@
-//! The committed description of the HTTP API, as the built binary gives it.
+//! The committed descriptions of the HTTP APIs: the server's as the built binary gives it, and the toolbox's as its wire
+//! types do.
 
 use std::path::PathBuf;
 
@@ -6,33 +7,46 @@ use anyhow::{Context as _, ensure};
 
 use crate::{root, said};
 
-fn committed() -> PathBuf {
-    root().join("docs/openapi.json")
+/// A committed document, and what makes it.
+const DOCUMENTS: [(&str, fn() -> anyhow::Result<String>); 2] =
+    [("docs/openapi.json", server), ("docs/openapi-toolbox.json", toolbox)];
+
+fn committed(name: &str) -> PathBuf {
+    root().join(name)
 }
 
-/// Writes `docs/openapi.json`.
+/// Writes the documents.
 pub(crate) fn write() -> anyhow::Result<()> {
-    let path = committed();
-    fs_err::write(&path, described()?)?;
-    println!("openapi: wrote {}", path.display());
-    Ok(())
-}
-
-/// Fails if `docs/openapi.json` is not what the binary says.
-pub(crate) fn check() -> anyhow::Result<()> {
-    let described = described()?;
-    let committed = fs_err::read_to_string(committed())?;
-    if let Some(at) = described.lines().zip(committed.lines()).position(|(is, was)| is != was) {
-        eprintln!("openapi: line {} differs", at + 1);
+    // The toolbox's is a part of what the server's is made with.
+    for (name, described) in DOCUMENTS.iter().rev() {
+        fs_err::write(committed(name), described()?)?;
+        println!("openapi: wrote {name}");
     }
-    ensure!(described == committed, "docs/openapi.json is stale: run `cargo xtask openapi` and commit it");
-    println!("openapi: docs/openapi.json is what the binary says");
     Ok(())
 }
 
-/// The document, in one stable form: keys as the binary orders them, indented, one final newline.
-fn described() -> anyhow::Result<String> {
-    let document: serde_json::Value =
-        serde_json::from_slice(&said(&["__openapi"])?).context("read the description as JSON")?;
-    Ok(serde_json::to_string_pretty(&document)? + "\n")
+/// Fails if a document is not what is said now.
+pub(crate) fn check() -> anyhow::Result<()> {
+    for (name, described) in DOCUMENTS {
+        let (described, committed) = (described()?, fs_err::read_to_string(committed(name))?);
+        if let Some(at) = described.lines().zip(committed.lines()).position(|(is, was)| is != was) {
+            eprintln!("openapi: line {} of {name} differs", at + 1);
+        }
+        ensure!(described == committed, "{name} is stale: run `cargo xtask openapi` and commit it");
+        println!("openapi: {name} is what is served");
+    }
+    Ok(())
+}
+
+/// In one stable form: keys as they are given, indented, one final newline.
+fn text(document: &serde_json::Value) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(document)? + "\n")
+}
+
+fn server() -> anyhow::Result<String> {
+    text(&serde_json::from_slice(&said(&["__openapi"])?).context("read the description as JSON")?)
+}
+
+fn toolbox() -> anyhow::Result<String> {
+    text(&sandhaus_protocol::openapi::document())
 }

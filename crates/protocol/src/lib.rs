@@ -18,6 +18,8 @@ pub mod hello;
 pub mod initramfs;
 pub mod interpreter;
 pub mod lsp;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 pub mod process;
 pub mod shell;
 pub mod ssh;

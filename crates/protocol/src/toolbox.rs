@@ -5,6 +5,29 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// What every refusal says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Refusal {
+    /// The status.
+    pub status_code: u16,
+    /// What is wrong, for people.
+    pub message: String,
+    /// The same, for older clients.
+    pub error: String,
+    /// What is wrong, for programs.
+    pub code: String,
+    /// Always `DAYTONA_DAEMON`.
+    pub source: String,
+    /// When, RFC 3339.
+    pub timestamp: String,
+    /// What was asked for.
+    pub path: String,
+    /// How.
+    pub method: String,
+}
+
 /// A file as the file routes describe it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -15,8 +15,7 @@ impl Socket {
         target: &str,
         protocols: &str,
     ) -> Result<(Self, Option<String>), u16> {
-        let headers =
-            if protocols.is_empty() { vec![] } else { vec![("sec-websocket-protocol", protocols)] };
+        let headers = if protocols.is_empty() { vec![] } else { vec![("sec-websocket-protocol", protocols)] };
         Self::open(Wire::Unix(agent.connect()), target, &headers)
     }
 

@@ -113,6 +113,8 @@ fn later_processes_find_the_changed_environment() {
         assert_eq!(agent.post("/env", &wrong).refusal().0, 400);
     }
     assert_eq!(seen("GOOD"), "none", "a change with a mistake changes nothing");
+    let unsaid = agent.request("POST", "/env", &[], br#"{"set":{"UNSAID":"json"}}"#);
+    assert_eq!((unsaid.status, seen("UNSAID")), (200, "json".to_owned()), "JSON without its name is JSON");
     assert_eq!(change(json!({ "unsetValuePrefix": "" })), 200);
     assert_eq!(seen("KEY"), "placeholder:3", "an empty prefix means none");
 }
@@ -209,4 +211,63 @@ fn questions_cost_nothing_when_nobody_asks() {
         std::thread::sleep(quiet);
         before == (used(), switches())
     });
+}
+
+/// Routes that the sources name: path and methods. Those of other listeners, and what is the host's alone, are left out.
+fn routes_of_the_sources(folder: &std::path::Path, found: &mut std::collections::BTreeSet<(String, String)>) {
+    for entry in fs::read_dir(folder).expect("list the sources").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if !["terminal", "guest", "ssh", "sys"].iter().any(|other| path.ends_with(other)) {
+                routes_of_the_sources(&path, found);
+            }
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("read a source");
+        for call in text.split(".route(").skip(1) {
+            let Some(rest) = call.trim_start().strip_prefix('"') else { continue };
+            let (path, handlers) = rest.split_once('"').expect("a closed text");
+            let handlers = handlers.split([';', '\n']).next().unwrap_or_default();
+            for (call, method) in
+                [("get(", "get"), ("post(", "post"), ("delete(", "delete"), ("delete_route(", "delete")]
+            {
+                let starts = |at: usize| {
+                    !handlers[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
+                };
+                if handlers.match_indices(call).any(|(at, _)| starts(at)) {
+                    found.insert((path.trim_end_matches('/').replace("{*", "{"), method.to_owned()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_route_is_described_and_every_description_is_served() {
+    let agent = Agent::start(None);
+    let description: Value = agent.get("/swagger/doc.json").json();
+    let mut described = std::collections::BTreeSet::new();
+    for (path, operations) in description["paths"].as_object().expect("paths") {
+        for method in operations.as_object().expect("operations").keys() {
+            described.insert((path.clone(), method.clone()));
+        }
+    }
+    let mut sources = std::collections::BTreeSet::new();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    routes_of_the_sources(&folder, &mut sources);
+    sources.retain(|(path, _)| !path.starts_with("/swagger"));
+    assert!(sources.len() > 50, "{sources:?}");
+    let missing: Vec<_> = sources.difference(&described).collect();
+    assert!(missing.is_empty(), "not in protocol/src/openapi.rs: {missing:?}");
+    for (path, method) in described {
+        let target = path.replace("{port}", "1").replace(['{', '}'], "");
+        let reply = agent.send(&method.to_uppercase(), &target, &[], b"");
+        if reply.status < 400 {
+            continue;
+        }
+        let body: Value = reply.finish().json();
+        let message = body["message"].as_str().expect("a message");
+        assert!(!message.contains("no such route") && body["statusCode"] != 405, "{method} {path}: {body}");
+        assert_ne!(body["statusCode"], 500, "{method} {path}: {body}");
+    }
 }
