@@ -55,6 +55,7 @@ const ELSEWHERE: &[(&str, &[&str])] = &[
             "plan.lose.",
         ],
     ),
+    ("swept where another agent comes, in agent.rs", &["renew_agent."]),
     (
         "nothing is archived yet",
         &["plan.fetch.", "plan.archive.", "plan.record_archive.", "plan.drop_disk.", "plan.drop_archive."],

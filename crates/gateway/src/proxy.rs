@@ -80,8 +80,8 @@ impl Target {
             |text: &str| text.parse::<Uri>().map_err(|_| ApiError::invalid("the path cannot be passed on"));
         let Some(rest) = inner.strip_prefix(PORT_PREFIX) else {
             let inner = uri(&inner)?;
-            if inner.path() == sandhaus_protocol::hello::PATH {
-                let message = "the greeting is for the server alone";
+            if [sandhaus_protocol::hello::PATH, sandhaus_protocol::upgrade::PATH].contains(&inner.path()) {
+                let message = "greeting and replacing the agent are for the server alone";
                 return Err(ApiError::new(Kind::Forbidden, Subject::Request, message));
             }
             return Ok(Self::Agent(inner));
@@ -334,8 +334,10 @@ mod tests {
         for wrong in ["/proxy/0/", "/proxy/65536/", "/proxy/x/", "/proxy//", "/proxy/-1"] {
             assert_eq!(target(wrong).unwrap_err().status(), StatusCode::BAD_REQUEST, "{wrong}");
         }
-        let greeting = target(sandhaus_protocol::hello::PATH).unwrap_err();
-        assert_eq!(greeting.status(), StatusCode::FORBIDDEN);
+        for private in [sandhaus_protocol::hello::PATH, sandhaus_protocol::upgrade::PATH] {
+            assert_eq!(target(private).unwrap_err().status(), StatusCode::FORBIDDEN);
+            assert_eq!(target(&format!("{private}?force=true")).unwrap_err().status(), StatusCode::FORBIDDEN);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     error::{Error, Kind, Result},
     gate::Gate,
     publish::Bound,
+    renewal::Turn,
     snapshot::{CaptureMode, SnapshotKind},
     toolbox::{Base, Connect, Toolbox},
     types::*,
@@ -109,6 +110,7 @@ pub(crate) struct Handle {
     pub(crate) toolbox: Toolbox,
     pub(crate) deadline: Deadline,
     pub(crate) exits: Arc<Exits>,
+    pub(crate) renewal: Turn,
     /// How often the memory limit had struck at the last look; [`UNKNOWN`] before the first one at a sandbox that was
     /// there already when this process came.
     memory_kills: AtomicU64,
@@ -149,6 +151,7 @@ impl Handle {
             toolbox: Toolbox::new(Arc::new(dialer), Base::default()),
             deadline: Deadline::new(sandbox.deadlines),
             exits,
+            renewal: Turn::default(),
             memory_kills: AtomicU64::new(if sandbox.life == Life::New { 0 } else { UNKNOWN }),
         };
         (Arc::new(handle), messages)

@@ -2,14 +2,15 @@
 //!
 //! Reading order: [`types`] (the nouns), [`error`], [`engine`] (the seam below), [`plan`] (the pure policy),
 //! `actor` (the one task that changes a sandbox) and `handle` (how it is reached), [`store`] (what is wanted, durably),
-//! `gate` (who may speak to a sandbox) and [`toolbox`] (speaking to the agent inside), [`service`] (what the edges call)
+//! `gate` (who may speak to a sandbox) and [`toolbox`] (speaking to the agent inside) with [`renewal`] (another agent in its place), [`service`] (what the edges call)
 //! with [`pool`] (what is kept ready), `admission` (what is refused, and why), `images`, `machine` and `clock`,
-//! [`workspace`] (what outlives sandboxes, with [`removal`] and [`loop_device`]), [`snapshot`], [`job`] (long work), [`instance`] (who
+//! [`workspace`] (what outlives sandboxes, with [`removal`] and [`loop_device`]), [`snapshot`], [`job`] (long work), [`doors`] (secrets of SSH), [`instance`] (who
 //! holds a data directory), [`fault`] (named points to die at).
 //!
 //! This crate knows no HTTP server, no dialect, no engine by name and no operating system interface beyond files and
 //! their mounts.
 
+pub mod doors;
 pub mod engine;
 pub mod error;
 pub mod fault;
@@ -19,6 +20,7 @@ pub mod loop_device;
 pub mod plan;
 pub mod pool;
 pub mod removal;
+pub mod renewal;
 pub mod service;
 pub mod snapshot;
 pub mod store;

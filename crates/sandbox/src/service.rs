@@ -9,6 +9,7 @@ use std::{
 };
 
 use sandhaus_images::Catalogue;
+use sandhaus_protocol::{guest::PORT as AGENT_PORT, ssh};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -16,6 +17,7 @@ use crate::{
     actor::Actor,
     admission,
     clock::{self, Clock},
+    doors::{RescueDoor, Secrets},
     engine::{Capabilities, Engine, GuestPort},
     error::{Error, Kind, Result},
     handle::{Handle, Message, gone, not_running},
@@ -24,6 +26,7 @@ use crate::{
     plan::Seen,
     pool::{self, Acquired, Acquisition, Claimed, Pool, PoolStatus},
     publish::{Bound, Publication},
+    renewal::{AgentProgram, Renewals},
     snapshot::Snapshots,
     store::Store,
     toolbox::{Lease, Toolbox},
@@ -57,8 +60,12 @@ pub struct ServiceConfig {
     pub workspaces: WorkspaceConfig,
     /// Registries, `HOST` or `HOST:PORT`, that may be spoken to without TLS; those on this host always may.
     pub insecure_registries: Vec<String>,
+    /// The agent that takes the place of older ones; absent: they stay.
+    pub agent: Option<Arc<AgentProgram>>,
     /// Where snapshots are pushed to and pulled from; absent: nowhere.
     pub snapshot_store: Option<transfer::SnapshotStore>,
+    /// Whether sandboxes have a rescue door.
+    pub rescue_door: RescueDoor,
 }
 
 /// Sandboxes kept ready.
@@ -194,6 +201,8 @@ pub(crate) struct Shared {
     pub(crate) workspaces: Workspaces,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) transfers: transfer::Transfers,
+    pub(crate) renewals: Renewals,
+    pub(crate) secrets: Secrets,
     tracker: TaskTracker,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Handle>>>,
     /// Images of sandboxes that are left alone because their engine is not there.
@@ -201,6 +210,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Who may come in by a sandbox's own doors. One that uses the host's network has none: they would be the host's.
+    pub(crate) fn access(&self, spec: &SandboxSpec, id: &SandboxId) -> Option<ssh::Access> {
+        let own = spec.network != NetworkPolicy::Host;
+        own.then(|| self.secrets.access(id, self.config.rescue_door))
+    }
+
     pub(crate) fn handles(&self) -> Vec<Arc<Handle>> {
         self.sandboxes().values().cloned().collect()
     }
@@ -300,6 +315,7 @@ impl Service {
     ) -> Result<Self> {
         let (path, id, span) = (instance.dir().join(STORE_FILE), instance.id().to_owned(), instance.span());
         let workspaces = config.workspaces.clone();
+        let secrets = Secrets::open(&instance)?;
         let (store, rows, workspaces, snapshots) = tokio::task::spawn_blocking(move || {
             let snapshots = Snapshots::open(path.parent().expect("the store lies in the data directory"))?;
             let store = match span {
@@ -327,6 +343,8 @@ impl Service {
             workspaces,
             snapshots,
             transfers,
+            renewals: Renewals::default(),
+            secrets,
             tracker: TaskTracker::new(),
             sandboxes: RwLock::default(),
             set_aside: OnceLock::new(),
@@ -574,9 +592,21 @@ impl Service {
         Ok(self.running(id).await?.toolbox.clone())
     }
 
+    /// Who may come in by a sandbox's own doors, for whoever leads users there; `None` where it has none. Secret.
+    pub async fn access(&self, id: &SandboxId) -> Result<Option<ssh::Access>> {
+        let handle = self.live(id).await?;
+        let access = self.shared.access(&handle.published.borrow().sandbox.spec, id);
+        Ok(access)
+    }
+
     /// A raw stream to a port inside, under a lease.
     pub async fn dial(&self, id: &SandboxId, port: GuestPort) -> Result<Lease> {
         let handle = self.running(id).await?;
+        if port == GuestPort::Tcp(AGENT_PORT) && handle.engine.capabilities().boots_by_greeting {
+            // Its agent takes whoever comes from the host for the host.
+            let message = format!("port {AGENT_PORT} is the agent's own: it is reached as the toolbox");
+            return Err(Error::new(Kind::Forbidden, message));
+        }
         let ticket = handle.gate.enter().ok_or_else(|| not_running(id))?;
         let stream = handle.engine.dial(id, port).await?;
         Ok(ticket.bind(stream))

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
+    doors::RescueDoor,
     engine::*,
     error::{Error, Result},
     instance::Instance,
@@ -645,6 +646,7 @@ pub fn config() -> ServiceConfig {
         plain_request: request(),
         agent: None,
         snapshot_store: None,
+        rescue_door: RescueDoor::Closed,
         workspaces: crate::service::WorkspaceConfig::default(),
         insecure_registries: Vec::new(),
     }

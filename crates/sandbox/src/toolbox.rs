@@ -28,6 +28,7 @@ use sandhaus_protocol::{
     hello::{self, HelloReply, HelloRequest},
     process::{Exit, Process, Resize, Signal, Spawn},
     shell::{ShellExec, ShellExit, ShellInfo, ShellStarted},
+    upgrade::{self, UpgradeReply},
 };
 use tokio::time::Instant;
 
@@ -35,6 +36,7 @@ pub use crate::gate::Lease;
 use crate::{
     engine::GuestStream,
     error::{Error, Kind, Result},
+    renewal::AgentProgram,
 };
 
 /// How long a connection may take.
@@ -42,6 +44,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the agent may take to answer a greeting.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long another agent may take to take its place, the wait for what is in the way included.
+pub const REPLACE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long the end of a stream may stay out after its last frame.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -114,6 +119,15 @@ impl std::fmt::Debug for Base {
             .field("authorization", &authorization)
             .finish()
     }
+}
+
+/// What became of an agent that was to be replaced.
+#[derive(Debug)]
+pub enum Replacement {
+    /// The new one has taken its place.
+    Done(UpgradeReply),
+    /// It stays, because of something that may be over later.
+    NotNow(String),
 }
 
 /// What a stream of the agent yields.
@@ -287,6 +301,34 @@ impl Toolbox {
         sender.ready().await.map_err(|error| broken("connect to the sandbox", error))?;
         self.inner.checkin(sender);
         Ok(())
+    }
+
+    /// Sends another agent, which takes the place of the one that answers here.
+    pub async fn replace_agent(&self, program: &AgentProgram) -> Result<Replacement> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(upgrade::PATH)
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(upgrade::DIGEST_HEADER, program.digest())
+            .body(Self::body(program.executable().clone()))
+            .map_err(|error| Error::internal("write request", error))?;
+        let replace = async {
+            let response = self.send(request).await?;
+            if response.status() == StatusCode::OK {
+                let body = Limited::new(response.into_body(), JSON_BYTES_MAX).collect().await;
+                let body = body.map_err(|error| broken("the answer of the agent broke", error))?;
+                return parse(&body.to_bytes()).map(Replacement::Done);
+            }
+            let (code, refusal) = told(response).await;
+            match code.as_deref() {
+                Some(upgrade::IN_THE_WAY) => Ok(Replacement::NotNow(refusal.message().to_owned())),
+                _ => Err(refusal),
+            }
+        };
+        match tokio::time::timeout(REPLACE_TIMEOUT, replace).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::new(Kind::Timeout, "the agent did not take another one in time")),
+        }
     }
 
     /// Runs a command in a persistent shell.
@@ -567,19 +609,26 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 
 /// The error that an answer of the agent tells.
 async fn refusal(response: Response<Incoming>) -> Error {
+    told(response).await.1
+}
+
+/// The same with its code.
+async fn told(response: Response<Incoming>) -> (Option<String>, Error) {
     #[derive(serde::Deserialize)]
     struct Told {
+        code: Option<String>,
         message: Option<String>,
         error: Option<String>,
     }
     let status = response.status();
     let body = Limited::new(response.into_body(), JSON_BYTES_MAX).collect().await.map(|body| body.to_bytes());
     let told = body.ok().and_then(|body| serde_json::from_slice::<Told>(&body).ok());
-    let message = told.and_then(|told| told.message.or(told.error)).unwrap_or_default();
+    let (code, message) = told.map(|told| (told.code, told.message.or(told.error))).unwrap_or_default();
+    let message = message.unwrap_or_default();
     // It comes from inside: no control characters towards a terminal or a log, and not without end.
     let message: String = message.chars().filter(|c| !c.is_control()).take(MESSAGE_CHARS_MAX).collect();
     let message = if message.is_empty() { format!("the agent answered {status}") } else { message };
-    Error::new(kind_of(status), message)
+    (code, Error::new(kind_of(status), message))
 }
 
 fn kind_of(status: StatusCode) -> Kind {

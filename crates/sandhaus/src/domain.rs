@@ -24,7 +24,7 @@ use sandhaus_sandbox::{
 
 use crate::{
     advice::Advice,
-    agent,
+    agent::Agent,
     config::{Acceleration, Config},
     kvm::{self, Verdict},
 };
@@ -108,7 +108,8 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
         move || open_catalogue(&config)
     });
     // The launcher comes up while the catalogue is looked at.
-    let namespace = open_namespace(&instance, config).await?;
+    let agent = Agent::of(&config.agent)?;
+    let namespace = open_namespace(&instance, config, agent).await?;
     let catalogue = catalogue.await.context("open image catalogue")??;
     let mut engines: BTreeMap<EngineName, Arc<dyn Engine>> =
         BTreeMap::from([(EngineName(NAMESPACE.to_owned()), namespace as Arc<dyn Engine>)]);
@@ -137,7 +138,9 @@ pub(crate) async fn open_service(instance: Instance, config: &Config, lifetime: 
             Lifetime::Instance => PoolConfig::default(),
         },
         insecure_registries: config.insecure_registries.clone(),
+        agent: agent.successor(&config.agent).map(Arc::new),
         snapshot_store: config.snapshots.resolve(|name| std::env::var(name).ok())?,
+        rescue_door: config.agent.rescue,
         plain_request: sandhaus_gateway::plain_request(&v1_config(config)),
         workspaces: WorkspaceConfig {
             directory: config.data_dir.join(WORKSPACES_DIR),
@@ -162,13 +165,17 @@ pub(crate) fn v1_config(config: &Config) -> V1Config {
     }
 }
 
-async fn open_namespace(instance: &Instance, config: &Config) -> Result<Arc<NamespaceEngine>> {
+async fn open_namespace(
+    instance: &Instance,
+    config: &Config,
+    agent: Agent,
+) -> Result<Arc<NamespaceEngine>> {
     let engine = NamespaceEngine::open(NamespaceConfig {
         data_dir: instance.dir().to_owned(),
         instance: instance.id().to_owned(),
         launcher: PathBuf::from(OWN_EXECUTABLE),
-        agent: agent::EXECUTABLE,
-        agent_digest: agent::DIGEST,
+        agent: agent.executable,
+        agent_digest: agent.digest,
         agent_dir: config.data_dir.join(AGENT_DIR),
         network: config.net.clone(),
         cgroup: config.cgroup.clone(),
@@ -263,7 +270,8 @@ pub(crate) async fn sweep_dead_runs(config: &Config) {
 }
 
 async fn sweep(instance: Instance, config: &Config) -> Result<()> {
-    let namespace = open_namespace(&instance, config).await? as Arc<dyn Engine>;
+    let agent = Agent::of(&config.agent)?;
+    let namespace = open_namespace(&instance, config, agent).await? as Arc<dyn Engine>;
     let qemu = open_qemu(&instance, config).await?;
     let mut result = Ok(());
     for engine in [Some(namespace), qemu].into_iter().flatten() {

@@ -118,6 +118,7 @@ fn fault_points() -> ExitCode {
     points.extend(sandhaus_sandbox::workspace::fault_points());
     points.extend(sandhaus_sandbox::pool::fault_points());
     points.extend(sandhaus_sandbox::snapshot::fault_points());
+    points.extend(sandhaus_sandbox::renewal::fault_points());
     let text: String = points.iter().map(|point| format!("{point}\n")).collect();
     match output::print(&text) {
         Ok(()) => ExitCode::SUCCESS,

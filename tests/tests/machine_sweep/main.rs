@@ -33,6 +33,7 @@ const WORKERS: usize = 3;
 /// Points that machines never pass.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("workspace_", "machines show no workspace"),
+    ("renew_agent.", "an agent is replaced alike on every engine"),
     ("pool.", "what waits in the pool is claimed alike on every engine"),
     ("plan.fetch.", "nothing is archived yet"),
     ("plan.archive.", "nothing is archived yet"),

@@ -15,7 +15,10 @@ use std::{
     sync::Arc,
 };
 
-use sandhaus_protocol::boot::{Limits, Workload};
+use sandhaus_protocol::{
+    boot::{Limits, Workload},
+    ssh::Access,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -24,6 +27,7 @@ use crate::{
     ring::Log,
     session,
     shell::{self, dialect::ShellChoice},
+    ssh::Places,
     sys,
 };
 
@@ -46,7 +50,7 @@ const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
 pub(crate) type Descriptor = RawFd;
 
 /// Everything that is carried over.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Document {
     /// Who wrote it, for whoever reads an error.
     pub(crate) writer: String,
@@ -71,6 +75,11 @@ pub(crate) struct Document {
     pub(crate) shells: shell::Carried,
     pub(crate) sessions: session::Carried,
     pub(crate) terminals: pty::Carried,
+    /// Who may come in beside the API, and where if not where a sandbox has these doors. Their sockets are made anew.
+    #[serde(default)]
+    pub(crate) access: Access,
+    #[serde(default)]
+    pub(crate) doors: Option<Places>,
     /// Every descriptor that is handed over.
     pub(crate) descriptors: Vec<Descriptor>,
     /// Parts that this build does not know.
@@ -79,7 +88,7 @@ pub(crate) struct Document {
 }
 
 /// What kind of agent it is.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum StandingState {
     /// PID 1 of a sandbox of namespaces.

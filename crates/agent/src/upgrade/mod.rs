@@ -179,7 +179,8 @@ async fn wait_for_others(agent: &Arc<Agent>) -> Vec<String> {
 fn obstacles(agent: &Agent) -> Vec<String> {
     let mut obstacles = agent.upgrades.requests.list();
     obstacles.extend(agent.shells.obstacles());
-    obstacles.extend(strangers(agent).into_iter().map(|(pid, program)| format!("process {pid} ({program})")));
+    let strangers = strangers(agent).into_iter().filter(|(pid, _)| !agent.doors.is_rescue(*pid));
+    obstacles.extend(strangers.map(|(pid, program)| format!("process {pid} ({program})")));
     obstacles
 }
 
@@ -219,6 +220,7 @@ fn describe(agent: &Agent, out: &mut Outgoing, connection: Option<RawFd>) -> std
         Standing::ByHand => StandingState::ByHand,
     };
     let (variables, greeted_with_variables) = agent.told_variables();
+    let (access, doors) = agent.doors.told();
     for number in [Some(place.listener), connection].into_iter().flatten() {
         out.number(number);
     }
@@ -238,6 +240,8 @@ fn describe(agent: &Agent, out: &mut Outgoing, connection: Option<RawFd>) -> std
         shells: agent.shells.describe(out)?,
         sessions: agent.sessions.describe(out)?,
         terminals: agent.terminals.describe(out)?,
+        access,
+        doors,
         descriptors: out.numbers().to_vec(),
         foreign: std::collections::BTreeMap::new(),
     })
@@ -257,7 +261,7 @@ fn replace(agent: &Arc<Agent>, program: &File, connection: Option<RawFd>) -> Err
         let mut kept = document.descriptors;
         kept.extend([sys::number(&state), sys::number(&own)]);
         let arguments = succession::arguments(sys::number(&state), sys::number(&own), None);
-        // Given up by force: nobody would listen to them any more.
+        // Given up by force, or started anew by the next agent: nobody would listen to them any more.
         sys::signal_pids(&strangers, libc::SIGKILL);
         Ok(sys::become_program(program.as_fd(), &arguments, &kept))
     };

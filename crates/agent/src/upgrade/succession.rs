@@ -136,6 +136,7 @@ impl Taken {
     pub(crate) fn take_over(self, document: Document) -> io::Result<(Arc<Agent>, Listener)> {
         let Self { back, mut incoming, returned } = self;
         let connection = document.connection;
+        let (access, doors) = (document.access.clone(), document.doors);
         let made = match returned.is_none() && is_faulty() {
             true => Err(io::Error::other("a fault was asked for")),
             false => make(document, &mut incoming),
@@ -151,6 +152,11 @@ impl Taken {
         drop(std::panic::take_hook());
         incoming.commit();
         sys::close_numbers(&[back.state, back.program]);
+        if let Some(places) = doors {
+            agent.doors.place(places);
+        }
+        // Checked when it was told first; a port that is taken meanwhile is said, and waits for the next greeting.
+        let _ = agent.doors.tell(&agent, access);
         if let Some(connection) = connection {
             // Whoever asked may be gone, and then finds out by a greeting.
             let _ = answer(connection, returned.as_deref());

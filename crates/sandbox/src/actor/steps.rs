@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Kind, Result},
     machine::machine_spec,
     plan::{self, Host, Step, Wanted},
+    renewal,
     store::Durability,
     types::*,
 };
@@ -271,7 +272,7 @@ impl Actor {
             generation: wanted.generation.0,
             env,
             guest,
-            ssh: None,
+            ssh: self.shared.access(&self.sandbox.spec, &self.handle.id).map(Box::new),
         };
         let reply = self.handle.toolbox.hello(&hello).await?;
         if reply.sandbox_id != hello.sandbox_id || reply.generation != hello.generation {
@@ -286,6 +287,7 @@ impl Actor {
         if let Some(skew) = reply.clock_skew_ns {
             tracing::debug!(sandbox = %self.handle.id, skew_ns = skew, "its clock was set");
         }
+        renewal::consider(&self.shared, &self.handle, wanted.generation, &reply);
         Ok(())
     }
 

@@ -8,11 +8,11 @@ use std::{
 
 use sandhaus_gateway::{CookieTransport, ExecMode};
 use sandhaus_protocol::boot::ShellPreference;
-use sandhaus_sandbox::{NetworkPolicy, Seccomp, SecurityProfile};
+use sandhaus_sandbox::{NetworkPolicy, Seccomp, SecurityProfile, doors::RescueDoor};
 use serde_json::{Value, json};
 
 use super::{
-    Acceleration, ApiKey, Config, parse_listen,
+    Acceleration, AgentUpgrade, ApiKey, Config, parse_listen,
     snapshots::{StoreSetting, parse_mode, parse_owner},
     value::Raw,
 };
@@ -660,6 +660,58 @@ pub(crate) const KEYS: &[Key] = &[
             Ok(())
         },
         show: |config| json!(config.qemu.accelerator.word()),
+    },
+    Key {
+        name: "agent.upgrade",
+        env: "AGENT_UPGRADE",
+        about: "Whether an older agent in a sandbox that runs or is restored is replaced by this server's own (`auto`), with everything that it has started, or stays (`never`).",
+        kind: Kind::Choice(&["auto", "never"]),
+        ignored: None,
+        apply: |config, raw| {
+            config.agent.upgrade = match raw.choice()? {
+                "never" => AgentUpgrade::Never,
+                _ => AgentUpgrade::Auto,
+            };
+            Ok(())
+        },
+        show: |config| match config.agent.upgrade {
+            AgentUpgrade::Auto => json!("auto"),
+            AgentUpgrade::Never => json!("never"),
+        },
+    },
+    Key {
+        name: "agent.rescue",
+        env: "AGENT_RESCUE",
+        about: "Whether sandboxes have a rescue door (`on`): SSH on port 2222, served by another process than the agent and with a secret of its own, for when the agent hangs.",
+        kind: Kind::Choice(&["off", "on"]),
+        ignored: None,
+        apply: |config, raw| {
+            config.agent.rescue = match raw.choice()? {
+                "on" => RescueDoor::Open,
+                _ => RescueDoor::Closed,
+            };
+            Ok(())
+        },
+        show: |config| match config.agent.rescue {
+            RescueDoor::Open => json!("on"),
+            RescueDoor::Closed => json!("off"),
+        },
+    },
+    Key {
+        name: "agent.executable",
+        env: "AGENT_EXECUTABLE",
+        about: "The agent that sandboxes get, for whoever works on it. Empty: the one that this program carries.",
+        kind: Kind::PathOrNothing,
+        ignored: None,
+        apply: |config, raw| {
+            let text = raw.words()?;
+            if !text.is_empty() && !text.starts_with('/') {
+                return Err("must be an absolute path".to_owned());
+            }
+            config.agent.executable = (!text.is_empty()).then(|| PathBuf::from(text));
+            Ok(())
+        },
+        show: |config| json!(config.agent.executable.as_deref().unwrap_or(Path::new(""))),
     },
     Key {
         name: "snapshots.store",

@@ -22,7 +22,7 @@ use sandhaus_engines::net::NetworkConfig;
 use sandhaus_gateway::{CookieTransport, ExecMode};
 use sandhaus_protocol::boot::ShellPreference;
 use sandhaus_sandbox::{
-    ImageName, NetworkPolicy, Resources, Seccomp, SecurityProfile,
+    ImageName, NetworkPolicy, Resources, Seccomp, SecurityProfile, doors::RescueDoor,
     service::{PoolConfig, WorkspaceConfig},
 };
 
@@ -140,6 +140,8 @@ pub(crate) struct Config {
     pub(crate) net: NetworkConfig,
     /// Virtual machines.
     pub(crate) qemu: QemuSettings,
+    /// The agents inside sandboxes.
+    pub(crate) agent: AgentSettings,
     /// Sandboxes kept ready: whether, and how many of each image.
     pub(crate) pool: PoolConfig,
     /// Workspaces.
@@ -154,6 +156,27 @@ pub(crate) struct Config {
     pub(crate) snapshots: SnapshotSettings,
     /// The API of a runner.
     pub(crate) runner: RunnerSettings,
+}
+
+/// The agents inside sandboxes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct AgentSettings {
+    /// What happens to older ones.
+    pub(crate) upgrade: AgentUpgrade,
+    /// The executable, if not the one that this program carries.
+    pub(crate) executable: Option<PathBuf>,
+    /// Whether it has another process serve SSH for when it hangs.
+    pub(crate) rescue: RescueDoor,
+}
+
+/// What happens to agents of an older build.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum AgentUpgrade {
+    /// They are replaced where they run.
+    #[default]
+    Auto,
+    /// They stay.
+    Never,
 }
 
 /// The API of a runner.
@@ -187,6 +210,7 @@ impl Default for Config {
             network: NetworkPolicy::None,
             net: NetworkConfig::default(),
             qemu: QemuSettings::default(),
+            agent: AgentSettings::default(),
             pool: PoolConfig::default(),
             workspaces: WorkspaceConfig::default(),
             dashboard: true,

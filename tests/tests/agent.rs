@@ -1,0 +1,116 @@
+//! A server that is newer than the agents of its sandboxes replaces them where they run, and dies on the way without harm.
+
+use std::collections::BTreeSet;
+
+use sandhaus_tests::{
+    process, runnable,
+    server::{DataDir, Options, Server},
+    session::Session,
+    settles,
+};
+use serde_json::json;
+
+#[path = "../../crates/engines/tests/shared/agent.rs"]
+mod shared;
+
+/// An agent that took the place of another one has this in its command line.
+const SUCCESSOR: &str = "--resume";
+
+/// Options of a server whose sandboxes get another build of the agent than the one that every other server has.
+fn older() -> Options {
+    let agent = shared::agent();
+    let config = format!("agent: {{executable: {}}}\n", agent.display());
+    Options { config: Some(config), ..Options::default() }
+}
+
+/// The numbers of all processes of a data directory's sandboxes.
+fn processes(dir: &DataDir) -> BTreeSet<u32> {
+    let number = |process: &String| process.split(' ').next().and_then(|pid| pid.parse().ok());
+    dir.objects().processes.iter().map(|process| number(process).expect("a number first")).collect()
+}
+
+/// Those of agents that took another one's place.
+fn successors(dir: &DataDir) -> BTreeSet<u32> {
+    let is_successor = |pid: &u32| process::arguments(*pid).iter().any(|argument| argument == SUCCESSOR);
+    processes(dir).into_iter().filter(is_successor).collect()
+}
+
+/// A sandbox that an older agent serves, with something of everything going on in it.
+fn begun(dir: &DataDir) -> String {
+    let server = Server::start_with(dir, &older());
+    let session = Session::create(&server.http(), &json!({}));
+    session.output("x=1; (n=0; while :; do echo $n; n=$((n+1)); sleep 0.01; done > counter) &");
+    assert!(successors(dir).is_empty());
+    server.kill();
+    session.id
+}
+
+/// What was going on goes on.
+fn goes_on(server: &Server, id: &str) {
+    let session = Session::at(&server.http(), id);
+    assert_eq!(session.output("echo $x; jobs -pr | wc -l"), "1\n1");
+    session
+        .output("before=$(tail -n 1 counter); while [ \"$(tail -n 1 counter)\" = \"$before\" ]; do :; done");
+    let counted = String::from_utf8(session.read("counter")).expect("digits");
+    let whole = counted.lines().count() - 1;
+    assert!(counted.lines().take(whole).enumerate().all(|(n, line)| line == n.to_string()));
+}
+
+#[test]
+fn an_older_agent_is_replaced_where_it_runs() {
+    if !runnable("an_older_agent_is_replaced_where_it_runs") {
+        return;
+    }
+    let dir = DataDir::new();
+    let id = begun(&dir);
+    let before = processes(&dir);
+
+    let never = Options { config: Some("agent: {upgrade: never}\n".to_owned()), ..Options::default() };
+    let server = Server::start_with(&dir, &never);
+    goes_on(&server, &id);
+    let (_, log) = server.stop();
+    assert!(!log.contains("WARN") && successors(&dir).is_empty(), "{log}");
+
+    let server = Server::start(&dir);
+    settles("a new agent", || server.log().contains("its agent was replaced"));
+    assert_eq!(successors(&dir).len(), 1);
+    goes_on(&server, &id);
+    assert!(successors(&dir).is_subset(&before), "in the same process");
+    // What is new has the right agent already, and so does what was replaced.
+    let fresh = Session::create(&server.http(), &json!({}));
+    fresh.output("true");
+    let (_, log) = server.stop();
+    assert!(!log.contains("WARN"), "{log}");
+    assert_eq!(log.matches("its agent was replaced").count(), 1);
+    let server = Server::start(&dir);
+    goes_on(&server, &id);
+    server.delete_all();
+    let (_, log) = server.stop();
+    assert!(!log.contains("WARN") && !log.contains("its agent was replaced"), "{log}");
+    let left = dir.objects();
+    assert!(left.is_empty(), "{left:#?}");
+}
+
+#[test]
+fn a_server_that_dies_while_it_replaces_an_agent_harms_nothing() {
+    if !runnable("a_server_that_dies_while_it_replaces_an_agent_harms_nothing") {
+        return;
+    }
+    for (point, done) in [("renew_agent.send.before", false), ("renew_agent.send.after", true)] {
+        let dir = DataDir::new();
+        let id = begun(&dir);
+        let fault = ("SANDHAUS_FAULT".to_owned(), point.to_owned());
+        let dies = Options { env: vec![fault], ..Options::default() };
+        Server::start_with(&dir, &dies).reap();
+        assert_eq!(successors(&dir).len(), usize::from(done), "{point}");
+        let server = Server::start(&dir);
+        goes_on(&server, &id);
+        settles("a new agent", || successors(&dir).len() == 1);
+        goes_on(&server, &id);
+        server.delete_all();
+        let (_, log) = server.stop();
+        assert!(!log.contains("WARN"), "{log}");
+        let left = dir.objects();
+        assert!(left.is_empty(), "{left:#?}");
+    }
+}
