@@ -7,7 +7,7 @@ const MARKUP = ["innerHTML", "outerHTML", "insertAdjacentHTML", "dangerouslySetI
 }));
 
 export default tseslint.config(
-  { ignores: ["dist", "node_modules", "tests"] },
+  { ignores: ["dist", "dist-terminal", "node_modules", "tests"] },
   ...tseslint.configs.strictTypeChecked,
   {
     languageOptions: { parserOptions: { projectService: { allowDefaultProject: ["eslint.config.js"] } } },

@@ -1,5 +1,5 @@
-//! Builds the agent with its own flags in its own target folder, and leaves it where `src/agent.rs` embeds it; then
-//! the web page, see `build/page.rs`.
+//! Builds the web page, see `build/page.rs`; then the agent, which carries a page of its own, with its own flags in its own
+//! target folder, and leaves it where `src/agent.rs` embeds it.
 //!
 //! The agent runs inside every sandbox, whatever root file system that has: it must be static. Its flags must not
 //! reach the rest of the build, hence a cargo of its own. `SANDHAUS_AGENT_BIN` names a ready executable to embed
@@ -34,6 +34,9 @@ const FLAG_SEPARATOR: &str = "\u{1f}";
 /// What the agent is built from, relative to the workspace.
 const SOURCES: &[&str] = &["crates/agent", "crates/protocol", "crates/ssh", "Cargo.toml", "Cargo.lock"];
 
+/// Tells the agent's build where the page of its terminal is.
+const TERMINAL_PAGE: &str = "SANDHAUS_TERMINAL_PAGE";
+
 /// Variables of the outer cargo that the inner one may see; every other `CARGO_…` one would change its build.
 const CARGO_KEPT: &[&str] = &["CARGO", "CARGO_HOME", "CARGO_MAKEFLAGS"];
 
@@ -43,23 +46,26 @@ const CARGO_KEPT_PREFIXES: &[&str] = &["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGIS
 #[expect(clippy::print_stderr, reason = "cargo shows it when the script fails")]
 fn main() -> ExitCode {
     // Cargo shows these lines only if the script fails.
-    if let Err(error) = embed() {
+    let terminal = match page::embed() {
+        Ok(terminal) => terminal,
+        Err(error) => {
+            eprintln!("error: the web page could not be built: {error}");
+            eprintln!(
+                "hint: it needs Node.js 18.18 or newer with npm; SANDHAUS_DASHBOARD_DIST=<folder> embeds a ready build,"
+            );
+            eprintln!("hint: SANDHAUS_DASHBOARD=off builds without the page");
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Err(error) = embed(terminal.as_deref()) {
         eprintln!("error: the agent that every sandbox carries could not be built: {error}");
         eprintln!("hint: SANDHAUS_AGENT_BIN=<path> embeds a ready executable instead");
-        return ExitCode::FAILURE;
-    }
-    if let Err(error) = page::embed() {
-        eprintln!("error: the web page could not be built: {error}");
-        eprintln!(
-            "hint: it needs Node.js 18.18 or newer with npm; SANDHAUS_DASHBOARD_DIST=<folder> embeds a ready build,"
-        );
-        eprintln!("hint: SANDHAUS_DASHBOARD=off builds without the page");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-fn embed() -> Result<(), Box<dyn Error>> {
+fn embed(terminal: Option<&Path>) -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=SANDHAUS_AGENT_BIN");
     let out = PathBuf::from(variable("OUT_DIR")?);
     let agent = match env::var_os("SANDHAUS_AGENT_BIN").filter(|path| !path.is_empty()) {
@@ -67,7 +73,7 @@ fn embed() -> Result<(), Box<dyn Error>> {
             println!("cargo::rerun-if-changed={}", Path::new(&ready).display());
             PathBuf::from(ready)
         }
-        None => build(&out)?,
+        None => build(&out, terminal)?,
     };
     let bytes = fs::read(&agent).map_err(|error| format!("read {}: {error}", agent.display()))?;
     if !bytes.starts_with(b"\x7fELF") {
@@ -80,8 +86,8 @@ fn embed() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Builds the agent and answers where it lies.
-fn build(out: &Path) -> Result<PathBuf, Box<dyn Error>> {
+/// Builds the agent with this page of its terminal, and answers where it lies.
+fn build(out: &Path, terminal: Option<&Path>) -> Result<PathBuf, Box<dyn Error>> {
     let workspace = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;
     for source in SOURCES {
         println!("cargo::rerun-if-changed={}", workspace.join(source).display());
@@ -101,6 +107,8 @@ fn build(out: &Path) -> Result<PathBuf, Box<dyn Error>> {
         .arg(&target)
         // Beside the outer folder: the outer cargo holds the lock of its own until this script is done.
         .env("CARGO_TARGET_DIR", &folder)
+        // Nothing stands for no page.
+        .env(TERMINAL_PAGE, terminal.unwrap_or(Path::new("")))
         .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join(FLAG_SEPARATOR))
         .output()
         .map_err(|error| format!("start cargo: {error}"))?;

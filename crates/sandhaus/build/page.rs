@@ -5,6 +5,8 @@
 //!
 //! - `SANDHAUS_DASHBOARD_DIST` names a folder with a ready build (what `npm run build` leaves in `dist/`).
 //! - `SANDHAUS_DASHBOARD=off` leaves the page out.
+//!
+//! The same build makes the page of the terminal that agents serve, which goes into the agent: `dist-terminal/`, beside.
 
 use std::{
     env,
@@ -26,8 +28,12 @@ const SWITCH: &str = "SANDHAUS_DASHBOARD";
 /// The page itself; a build without it is none.
 const INDEX: &str = "index.html";
 
+/// Folders that a build leaves: the page, and that of the agents' terminal, which stands beside it under its own ending.
+const PAGE_FOLDER: &str = "dist";
+const TERMINAL_ENDING: &str = "-terminal";
+
 /// Folders of `dashboard/` that are no source: what developers' own runs leave there.
-const NO_SOURCE: &[&str] = &["node_modules", "dist"];
+const NO_SOURCE: &[&str] = &["node_modules", PAGE_FOLDER, "dist-terminal"];
 
 /// Media types by extension. A file of another kind fails the build, rather than be served as something else.
 const MEDIA_TYPES: &[(&str, &str)] = &[
@@ -38,8 +44,8 @@ const MEDIA_TYPES: &[(&str, &str)] = &[
     ("txt", "text/plain; charset=utf-8"),
 ];
 
-/// Leaves `assets.rs` in the output folder: a slice of `Asset`.
-pub(crate) fn embed() -> Result<(), Box<dyn Error>> {
+/// Leaves `assets.rs` in the output folder: a slice of `Asset`. Gives the folder of the terminal's page, if there is one.
+pub(crate) fn embed() -> Result<Option<PathBuf>, Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed={DIST}");
     println!("cargo::rerun-if-env-changed={SWITCH}");
     let out = PathBuf::from(super::variable("OUT_DIR")?);
@@ -52,12 +58,19 @@ pub(crate) fn embed() -> Result<(), Box<dyn Error>> {
         }
         None => Some(build(&out)?),
     };
-    let list = match dist {
+    let list = match &dist {
         None => "&[]".to_owned(),
-        Some(dist) => list(&dist)?,
+        Some(dist) => list(dist)?,
     };
     fs::write(out.join("assets.rs"), list)?;
-    Ok(())
+    Ok(dist.map(|dist| beside(&dist)).filter(|terminal| terminal.is_dir()))
+}
+
+/// Where the terminal's page is, which was built with this page.
+fn beside(dist: &Path) -> PathBuf {
+    let mut path = dist.as_os_str().to_owned();
+    path.push(TERMINAL_ENDING);
+    PathBuf::from(path)
 }
 
 /// The files beneath `dist` as an expression.
@@ -116,11 +129,16 @@ fn build(out: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let work = folder.join("work");
     prepare(&source, &sources, &work)?;
     run(&work, &["run", "--silent", "build"])?;
-    let dist = work.join("dist");
-    if !dist.join(INDEX).exists() {
+    let dist = work.join(PAGE_FOLDER);
+    let (terminal, terminal_done) = (beside(&dist), beside(&done));
+    if !dist.join(INDEX).exists() || !terminal.is_dir() {
         return Err("npm run build left no page".into());
     }
-    // Renamed when it is whole, so that nothing half built is ever taken.
+    // Renamed when it is whole, so that nothing half built is ever taken; the page last, whose presence says that both are.
+    if terminal_done.exists() {
+        fs::remove_dir_all(&terminal_done)?;
+    }
+    fs::rename(&terminal, &terminal_done)?;
     fs::rename(&dist, &done)?;
     Ok(done)
 }
