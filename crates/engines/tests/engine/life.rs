@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::support::{Host, left_behind, sh};
 use sandhaus_engines::namespace::NamespaceEngine;
+use sandhaus_protocol::ssh;
 use sandhaus_sandbox::{
     engine::{Boot, Engine, EngineError, GuestPort, Observed, ObservedMachine, RunState, StopMode},
     types::{Access, Generation, Mount, SandboxId, SecurityProfile},
@@ -352,4 +353,42 @@ fn launcher_of(host: &Host) -> u32 {
 fn kill(process: u32) {
     let process = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw).expect("a process");
     rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("killed");
+}
+
+#[tokio::test]
+async fn a_sandboxs_own_doors_are_open_to_who_is_told_of_them() {
+    const SECRET: &str = "secret-of-the-sandbox-0123456789";
+    let host = Host::new().await;
+    let spec = host.spec(SecurityProfile::Strict);
+    host.up(&spec).await;
+    let ports = [ssh::PORT, ssh::TERMINAL_PORT, ssh::RESCUE_PORT];
+    for port in ports {
+        let dialled = host.engine.dial(&spec.id, GuestPort::Tcp(port)).await;
+        assert!(matches!(dialled, Err(EngineError::NotFound)), "nobody was told of {port}");
+    }
+    let secret = || Some(SECRET.to_owned());
+    let access = ssh::Access { secret: secret(), rescue_secret: secret(), ..ssh::Access::default() };
+    host.greet_with(&spec, Some(access)).await;
+    for port in [ssh::PORT, ssh::RESCUE_PORT] {
+        // The rescue door's process starts when it does.
+        let mut stream = loop {
+            match host.engine.dial(&spec.id, GuestPort::Tcp(port)).await {
+                Ok(stream) => break stream,
+                Err(EngineError::NotFound) => assert_eq!(port, ssh::RESCUE_PORT),
+                Err(error) => panic!("{error:?}"),
+            }
+        };
+        let mut version = [0; 17];
+        stream.read_exact(&mut version).await.expect("a version");
+        assert_eq!(&version, b"SSH-2.0-sandhaus_");
+    }
+    let mut stream =
+        host.engine.dial(&spec.id, GuestPort::Tcp(ssh::TERMINAL_PORT)).await.expect("it listens");
+    let request =
+        format!("GET / HTTP/1.1\r\nhost: it\r\nauthorization: Bearer {SECRET}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    host.end().await;
 }

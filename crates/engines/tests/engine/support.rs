@@ -9,7 +9,7 @@ use std::{
 };
 
 use sandhaus_engines::namespace::{NamespaceConfig, NamespaceEngine};
-use sandhaus_protocol::{hello::HelloRequest, process::Spawn};
+use sandhaus_protocol::{hello::HelloRequest, process::Spawn, ssh::Access};
 use sandhaus_sandbox::{
     engine::{Boot, Engine, MachineSpec},
     toolbox::{Base, Event, Toolbox},
@@ -88,6 +88,11 @@ impl Host {
     }
 
     pub(crate) async fn greet(&self, spec: &MachineSpec) -> Toolbox {
+        self.greet_with(spec, None).await
+    }
+
+    /// The same, and tells who may come in by the sandbox's own doors.
+    pub(crate) async fn greet_with(&self, spec: &MachineSpec, access: Option<Access>) -> Toolbox {
         let toolbox = self.toolbox(&spec.id);
         let hello = HelloRequest {
             protocol: sandhaus_protocol::PROTOCOL_VERSION,
@@ -95,7 +100,7 @@ impl Host {
             generation: spec.generation.0,
             env: BTreeMap::new(),
             guest: None,
-            ssh: None,
+            ssh: access.map(Box::new),
         };
         toolbox.hello(&hello).await.unwrap_or_else(|error| panic!("{error:?}"));
         toolbox
