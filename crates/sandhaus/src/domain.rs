@@ -165,11 +165,7 @@ pub(crate) fn v1_config(config: &Config) -> V1Config {
     }
 }
 
-async fn open_namespace(
-    instance: &Instance,
-    config: &Config,
-    agent: Agent,
-) -> Result<Arc<NamespaceEngine>> {
+async fn open_namespace(instance: &Instance, config: &Config, agent: Agent) -> Result<Arc<NamespaceEngine>> {
     let engine = NamespaceEngine::open(NamespaceConfig {
         data_dir: instance.dir().to_owned(),
         instance: instance.id().to_owned(),

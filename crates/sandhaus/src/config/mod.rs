@@ -22,7 +22,8 @@ use sandhaus_engines::net::NetworkConfig;
 use sandhaus_gateway::{CookieTransport, ExecMode};
 use sandhaus_protocol::boot::ShellPreference;
 use sandhaus_sandbox::{
-    ImageName, NetworkPolicy, Resources, Seccomp, SecurityProfile, doors::RescueDoor,
+    ImageName, NetworkPolicy, Resources, Seccomp, SecurityProfile,
+    doors::RescueDoor,
     service::{PoolConfig, WorkspaceConfig},
 };
 
