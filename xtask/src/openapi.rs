@@ -7,8 +7,11 @@ use anyhow::{Context as _, ensure};
 
 use crate::{root, said};
 
+/// Makes a document.
+type Describe = fn() -> anyhow::Result<String>;
+
 /// A committed document, and what makes it.
-const DOCUMENTS: [(&str, fn() -> anyhow::Result<String>); 2] =
+const DOCUMENTS: [(&str, Describe); 2] =
     [("docs/openapi.json", server), ("docs/openapi-toolbox.json", toolbox)];
 
 fn committed(name: &str) -> PathBuf {

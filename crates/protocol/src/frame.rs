@@ -148,7 +148,45 @@ impl Decoder {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Everything that bytes say, in pieces of these lengths.
+    fn decode(mut bytes: &[u8], lengths: &[usize]) -> (Vec<Frame>, Result<bool, FrameError>) {
+        let (mut decoder, mut frames) = (Decoder::default(), Vec::new());
+        let mut lengths = lengths.iter().copied().cycle();
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) if bytes.is_empty() => return (frames, Ok(decoder.is_empty())),
+                Ok(None) => {
+                    let (piece, rest) = bytes.split_at(lengths.next().unwrap_or(1).clamp(1, bytes.len()));
+                    decoder.push(piece);
+                    bytes = rest;
+                }
+                Err(error) => return (frames, Err(error)),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_mean_the_same_in_any_pieces(
+            pieces in prop::collection::vec(prop_oneof![
+                3 => (1_u8..=7, any::<u64>(), prop::collection::vec(any::<u8>(), 0..80)).prop_map(|(kind, offset, payload)| {
+                    let mut wire = Vec::new();
+                    encode(Kind::try_from(kind).unwrap_or(Kind::Ping), offset, &payload, &mut wire);
+                    wire
+                }),
+                1 => prop::collection::vec(any::<u8>(), 0..20),
+            ], 0..12),
+            lengths in prop::collection::vec(1_usize..60, 1..8),
+        ) {
+            let bytes = pieces.concat();
+            prop_assert_eq!(decode(&bytes, &lengths), decode(&bytes, &[usize::MAX]));
+        }
+    }
 
     #[test]
     fn frames_survive_any_split() {

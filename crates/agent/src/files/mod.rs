@@ -106,6 +106,12 @@ pub(super) async fn long_work<T: Send + 'static>(
 ) -> Result<T> {
     let _place =
         agent.long_file_work.acquire().await.map_err(|_| Error::unavailable("the agent is ending"))?;
+    let action = |place| {
+        let done = action(place);
+        // A long list of entries is gone by now.
+        sys::return_memory();
+        done
+    };
     work(agent, target, action).await
 }
 

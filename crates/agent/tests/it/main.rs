@@ -6,6 +6,7 @@ mod files;
 mod git;
 mod guest;
 mod init;
+mod leak;
 mod lsp;
 mod machine;
 mod process;

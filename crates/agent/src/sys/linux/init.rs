@@ -132,12 +132,7 @@ fn common() {
     limit.current = Some(limit.maximum.map_or(OPEN_FILES_MAX, |maximum| maximum.min(OPEN_FILES_MAX)));
     // Keeping the old limit only means fewer connections.
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);
-    // One heap for all threads: the file threads allocate little, and each further heap costs resident pages.
-    // SAFETY: sets an allocator parameter before any thread exists.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
+    super::heap::prepare();
     // The standard streams may be closed; nothing else may take their numbers.
     if rustix::io::fcntl_getfd(rustix::stdio::stdin().as_fd()).is_err() {
         let _ = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, Mode::empty()).map(std::mem::forget);

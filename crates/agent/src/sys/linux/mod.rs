@@ -7,6 +7,7 @@ mod channel;
 mod children;
 mod disks;
 mod first;
+mod heap;
 mod identity;
 mod init;
 mod initramfs;
@@ -33,6 +34,7 @@ pub(crate) use changes::{NotMoved, Removal, make_folder, make_link, move_file, r
 pub(crate) use channel::Channel;
 pub(crate) use children::{Child, Children, Ended, Ending};
 pub(crate) use first::{begin_machine, is_first_process, say};
+pub(crate) use heap::return_memory;
 pub(crate) use identity::{enter_workload_thread, own_ids};
 pub(crate) use init::{
     Standing, prepare_by_hand, prepare_guest, prepare_heir, take_descriptor, take_inherited,
