@@ -158,11 +158,14 @@ impl Door {
 
     /// Notes a request as long as the agent cannot be replaced for its sake.
     fn note(&self, method: &Method, path: &str) -> Hold {
+        self.agent().map_or_else(Hold::none, |agent| agent.upgrades.request(method, path))
+    }
+
+    /// The agent, once there is one.
+    fn agent(&self) -> Option<&Arc<Agent>> {
         match self {
-            Self::Open { agent, .. } => agent.upgrades.request(method, path),
-            Self::Guest { guest, .. } => {
-                guest.agent().map_or_else(Hold::none, |agent| agent.upgrades.request(method, path))
-            }
+            Self::Open { agent, .. } => Some(agent),
+            Self::Guest { guest, .. } => guest.agent(),
         }
     }
 
@@ -173,11 +176,7 @@ impl Door {
             status if status.is_server_error() => Level::Info,
             _ => Level::Debug,
         };
-        let agent = match self {
-            Self::Open { agent, .. } => Some(agent),
-            Self::Guest { guest, .. } => guest.agent(),
-        };
-        if let Some(agent) = agent {
+        if let Some(agent) = self.agent() {
             agent.log(level, format_args!("{method} {path} {}", status.as_u16()));
         }
     }
@@ -269,6 +268,7 @@ async fn connection<P>(
     _place: P,
 ) {
     let number = sys::number(&stream);
+    let _open = door.agent().map(|agent| agent.upgrades.open(number));
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let door = door.clone();
         async move {

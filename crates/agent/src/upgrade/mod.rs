@@ -44,7 +44,7 @@ use tokio::time::Instant;
 use self::document::Logs;
 pub(crate) use self::{
     document::{Descriptor, Document, Incoming, LogState, Outgoing, StandingState},
-    requests::{Hold, passing},
+    requests::{Hold, Open, passing},
     succession::{CHECK, RESUME, Taken, check_state, resume},
 };
 use crate::{
@@ -58,6 +58,9 @@ use crate::{
 /// long takes.
 const WAIT_MAX: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long what has arrived and was not looked at yet may keep the agent from being replaced.
+const ARRIVAL_MAX: Duration = Duration::from_secs(1);
 
 /// Descriptors that a new agent opens beside those it takes over.
 const DESCRIPTORS_SPARE: u64 = 128;
@@ -116,6 +119,11 @@ impl Upgrades {
         self.requests.hold(what.into())
     }
 
+    /// Notes a connection as long as it is open.
+    pub(crate) fn open(&self, connection: RawFd) -> Open {
+        self.requests.open(connection)
+    }
+
     /// Notes a request until its answer is on the way.
     pub(crate) fn request(&self, method: &axum::http::Method, path: &str) -> Hold {
         match path {
@@ -165,10 +173,12 @@ async fn upgrade(
 
 /// What is still in the way when the time is over.
 async fn wait_for_others(agent: &Arc<Agent>) -> Vec<String> {
-    let deadline = Instant::now() + WAIT_MAX;
+    let begun = Instant::now();
     loop {
         let in_the_way = obstacles(agent);
-        if in_the_way.is_empty() || Instant::now() >= deadline {
+        // What is typed into a terminal that nobody reads stays where it is.
+        let arriving = agent.upgrades.requests.are_arriving() && begun.elapsed() < ARRIVAL_MAX;
+        if (in_the_way.is_empty() && !arriving) || begun.elapsed() >= WAIT_MAX {
             return in_the_way;
         }
         tokio::time::sleep(LOOK).await;

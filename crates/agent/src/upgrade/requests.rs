@@ -2,7 +2,8 @@
 //! whatever else says so.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    os::fd::RawFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,6 +14,8 @@ use axum::{
 };
 use futures::StreamExt as _;
 
+use crate::sys;
+
 /// An answer of at most so many bytes is in the connection's buffer, and with that on its way, as soon as it is there.
 const AT_ONCE_BYTES_MAX: u64 = 16 * 1024;
 
@@ -20,6 +23,19 @@ const AT_ONCE_BYTES_MAX: u64 = 16 * 1024;
 #[derive(Default)]
 pub(super) struct Requests {
     table: Arc<Mutex<Table>>,
+    connections: Arc<Mutex<BTreeSet<RawFd>>>,
+}
+
+/// An open connection.
+pub(crate) struct Open {
+    all: Arc<Mutex<BTreeSet<RawFd>>>,
+    number: RawFd,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
 }
 
 #[derive(Default)]
@@ -38,6 +54,18 @@ impl Requests {
         table.next += 1;
         table.held.insert(number, what);
         Hold(Some((Arc::clone(&self.table), number)))
+    }
+
+    /// Notes a connection by its number. To be dropped with it.
+    pub(super) fn open(&self, number: RawFd) -> Open {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+        Open { all: Arc::clone(&self.connections), number }
+    }
+
+    /// Whether something came on a connection that nobody has read yet: perhaps a request.
+    pub(super) fn are_arriving(&self) -> bool {
+        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.iter().any(|number| sys::has_unread(*number))
     }
 
     pub(super) fn list(&self) -> Vec<String> {

@@ -57,7 +57,7 @@ pub(crate) use sockets::{
 pub(crate) use spawn::{Command, Session, SpawnError, open_files};
 pub(crate) use succession::{
     ELF_HEADER_BYTES, become_program, close_numbers, duplicate, executable_file, foreign_program,
-    has_room_for_descriptors, hide, memory_file, number, own_build, own_program, seal_executable,
+    has_room_for_descriptors, has_unread, hide, memory_file, number, own_build, own_program, seal_executable,
 };
 pub(crate) use terminal::{
     Script, Terminal, discard, input_pipe, output_pipe, random_hex, script_pipe, second_reader, second_writer,

@@ -208,6 +208,13 @@ pub(crate) fn has_room_for_descriptors(count: u64) -> bool {
     limit.current.is_none_or(|limit| count <= limit)
 }
 
+/// Whether something was received on a socket that nobody has read.
+pub(crate) fn has_unread(number: RawFd) -> bool {
+    // SAFETY: only asks; a number that is no descriptor answers an error.
+    let socket = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::ioctl_fionread(socket).is_ok_and(|bytes| bytes > 0)
+}
+
 /// The number that a descriptor has.
 pub(crate) fn number(descriptor: impl AsFd) -> RawFd {
     descriptor.as_fd().as_raw_fd()
