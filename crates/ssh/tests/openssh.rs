@@ -172,14 +172,13 @@ async fn session(mut channel: Channel) {
     });
     let inputs = async {
         while let Some(event) = channel.receive().await {
-            match (event, &mut input) {
-                (ChannelEvent::Data(bytes), Some(pipe)) => {
-                    if pipe.write_all(&bytes).await.is_err() {
-                        input = None;
-                    }
-                }
-                (ChannelEvent::Eof, _) => input = None,
-                _ => {}
+            let written = match (event, &mut input) {
+                (ChannelEvent::Data(bytes), Some(pipe)) => pipe.write_all(&bytes).await.is_ok(),
+                (ChannelEvent::Eof, _) => false,
+                _ => true,
+            };
+            if !written {
+                input = None;
             }
         }
     };
