@@ -82,10 +82,11 @@ pub fn debian_image(data: &Path) {
     });
 }
 
-/// Has a guest count in its memory for as long as it runs.
+/// Has a guest count in its memory for as long as it runs, and waits until it has begun.
 pub fn count(session: &Session) {
     session.output(
-        "kept=in-memory; mkdir -p /tmp; (n=0; while :; do n=$((n+1)); echo $n > /tmp/m; mv /tmp/m /tmp/n; sleep 0.05; done) &",
+        "kept=in-memory; mkdir -p /tmp; (n=0; while :; do n=$((n+1)); echo $n > /tmp/m; mv /tmp/m /tmp/n; sleep 0.05; done) & \
+         until test -e /tmp/n; do sleep 0.05; done",
     );
 }
 
