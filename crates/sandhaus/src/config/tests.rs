@@ -35,7 +35,8 @@ fn every_key_is_read_from_the_file() {
          network_mode: bridge\nsecurity: {seccomp: mvp}\nnetwork:\n  subnet: 10.9.0.0/16\n  \
          allow_private: [10.1.0.0/16]\n  resolvers: [10.1.0.1]\npool:\n  enabled: true\n  images: {python: 3}\n\
          workspace: {enabled: true, persist_by_default: true, quota_mb: 5}\ndashboard: {enabled: false, secure_cookie: true}\n\
-         cgroup: /system.slice/x.service\nrunner: {enabled: true, listen: '127.0.0.1:3006'}\n",
+         cgroup: /system.slice/x.service\nrunner: {enabled: true, listen: '127.0.0.1:3006'}\n\
+         agent: {upgrade: never, rescue: on, executable: /opt/agent}\n",
         &[],
     )
     .unwrap();
@@ -81,6 +82,11 @@ fn every_key_is_read_from_the_file() {
         cgroup: Some("/system.slice/x.service".into()),
         snapshots: SnapshotSettings::default(),
         runner: RunnerSettings { enabled: true, listen: "127.0.0.1:3006".parse().unwrap() },
+        agent: AgentSettings {
+            upgrade: AgentUpgrade::Never,
+            rescue: RescueDoor::Open,
+            executable: Some("/opt/agent".into()),
+        },
     };
     assert_eq!(config, wanted);
 }
@@ -132,6 +138,9 @@ fn every_key_is_read_from_the_environment_under_both_names() {
         ("SNAPSHOTS_OWNER", "root"),
         ("SNAPSHOTS_MODE", "0640"),
         ("RUNNER_LISTEN", "127.0.0.1:3006"),
+        ("AGENT_UPGRADE", "never"),
+        ("AGENT_RESCUE", "on"),
+        ("AGENT_EXECUTABLE", "/opt/agent"),
     ];
     let effective = KEYS.iter().filter(|key| key.ignored.is_none()).count();
     assert_eq!(values.len(), effective, "a key without a test");
