@@ -67,12 +67,13 @@ async fn a_fork_is_another_session() {
 }
 
 #[tokio::test]
-async fn a_suspended_session_goes_on_when_it_is_started() {
+async fn a_suspended_session_is_copied_as_it_is_and_goes_on_when_it_is_started() {
     let edge = Edge::start().await;
     let id = edge.session().await;
     assert_eq!(edge.client.suspend(&id).await.unwrap().status, "suspended");
-    let refused = edge.client.fork(&id, &ForkSession::default()).await.unwrap_err();
-    assert_eq!(refused.code(), Some("SESSION_NOT_RUNNING"));
+    let copy = edge.client.fork(&id, &ForkSession::default()).await.unwrap();
+    assert_eq!(copy.status, "running");
+    assert_eq!(edge.client.get(&id).await.unwrap().status, "suspended");
     assert_eq!(edge.client.start(&id).await.unwrap().status, "running");
 }
 
