@@ -267,21 +267,29 @@ fn take_lock(dir: &Path, file: LockFile) -> io::Result<Take> {
 
 /// Makes the lock file so that it is locked before it has a name.
 fn make_locked(dir: &Path) -> io::Result<Take> {
+    use rustix::{fs, io::Errno};
+
+    let folder = match fs::open(dir, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(folder) => folder,
+        Err(Errno::NOENT) => return Ok(Take::Moved),
+        Err(error) => return Err(error.into()),
+    };
     let mode = Mode::from_raw_mode(0o600);
-    let file = match rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
+    let file = match fs::openat(&folder, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
         Ok(fd) => File::from(fd),
-        Err(rustix::io::Errno::NOENT) => return Ok(Take::Moved),
+        Err(Errno::NOENT) => return Ok(Take::Moved),
+        // What ext4 says where others say that it is not there: a sweeper has removed the directory meanwhile.
+        Err(Errno::PERM) if fs::fstat(&folder)?.st_nlink == 0 => return Ok(Take::Moved),
         Err(error) => return Err(error.into()),
     };
     if !try_lock(&file)? {
         return Ok(Take::Held);
     }
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let cwd = rustix::fs::CWD;
-    match rustix::fs::linkat(cwd, unnamed, cwd, dir.join(LOCK_FILE), AtFlags::SYMLINK_FOLLOW) {
+    match fs::linkat(fs::CWD, unnamed, &folder, LOCK_FILE, AtFlags::SYMLINK_FOLLOW) {
         Ok(()) => Ok(Take::Taken(file)),
         // Another starter was faster, or a sweeper took the empty directory away: look again.
-        Err(rustix::io::Errno::EXIST | rustix::io::Errno::NOENT) => Ok(Take::Moved),
+        Err(Errno::EXIST | Errno::NOENT) => Ok(Take::Moved),
         Err(error) => Err(error.into()),
     }
 }
