@@ -1,8 +1,10 @@
 //! A small blocking HTTP/1.1 client that hides nothing: one connection, kept alive, bytes in and out.
 
 use std::{
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
 };
 
 use serde::de::DeserializeOwned;
@@ -83,7 +85,7 @@ impl Http {
         stream.set_read_timeout(Some(crate::PATIENCE * 2))?;
         stream.set_write_timeout(Some(crate::PATIENCE * 2))?;
         let key = self.key.as_ref().map_or(String::new(), |key| format!("Authorization: Bearer {key}\r\n"));
-        Ok(Connection { head: format!("Host: {}\r\n{key}", self.address), stream: BufReader::new(stream) })
+        Ok(Connection::new(format!("Host: {}\r\n{key}", self.address), stream))
     }
 
     /// One request on a connection of its own.
@@ -122,11 +124,16 @@ impl Http {
     }
 }
 
+/// What a connection is made of.
+trait Stream: Read + Write + Send + std::fmt::Debug {}
+
+impl<T: Read + Write + Send + std::fmt::Debug> Stream for T {}
+
 /// A kept-alive connection.
 #[derive(Debug)]
 pub struct Connection {
     head: String,
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Stream>>,
 }
 
 /// How the end of a body is known.
@@ -138,6 +145,18 @@ enum Length {
 }
 
 impl Connection {
+    fn new(head: String, stream: impl Stream + 'static) -> Self {
+        Self { head, stream: BufReader::new(Box::new(stream)) }
+    }
+
+    /// A connection to who listens on the socket at this path.
+    pub fn at_socket(path: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(crate::PATIENCE * 2))?;
+        stream.set_write_timeout(Some(crate::PATIENCE * 2))?;
+        Ok(Self::new("Host: localhost\r\n".to_owned(), stream))
+    }
+
     /// Sends a request and reads the whole answer.
     pub fn send(&mut self, method: &str, path: &str, content_type: &str, body: &[u8]) -> io::Result<Answer> {
         self.write(method, path, content_type, body)?;

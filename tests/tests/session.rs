@@ -127,8 +127,14 @@ fn a_stream_arrives_while_the_command_runs(server: &Server, _: Engine) {
     session.output("mkfifo gate");
     let mut events =
         session.events(&json!({"cmd": "echo first; cat gate; printf 'last\\342\\200\\250\\302\\205'"}));
-    let (name, data) = events.next().expect("an event before the end");
-    assert_eq!((name.as_str(), data["chunk"].as_str()), ("chunk", Some("first\n")));
+    // A terminal may hand over the end of a line by itself.
+    let mut first = String::new();
+    while !first.ends_with('\n') {
+        let (name, data) = events.next().expect("an event before the end");
+        assert_eq!(name, "chunk");
+        first.push_str(data["chunk"].as_str().expect("a text"));
+    }
+    assert_eq!(first, "first\n");
     // The command waits for this file operation: it can only end after its first line has arrived here.
     let opener = Session::at(&server.http(), &session.id);
     let writer = std::thread::spawn(move || opener.write("from-host", b"x"));

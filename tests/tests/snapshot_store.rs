@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const NAME: &str = "travels";
 
 /// What a machine has in its memory that nothing makes smaller: so many parts are sent, and pieces fetched.
-const RANDOM_MIB: u64 = 96;
+const RANDOM_MIB: u64 = 80;
 
 /// What requests say that send parts of the memory, and the one that is held.
 const PARTS: &str = "/travels/memory?partNumber=";

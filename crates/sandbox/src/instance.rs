@@ -81,11 +81,12 @@ impl Instance {
 
     fn acquire_for(dir: &Path, span: Span) -> Result<Self> {
         for _ in 0..ACQUIRE_ATTEMPTS_MAX {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .map_err(|error| failed("make data directory", error))?;
+            match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+                Ok(()) => {}
+                // It was there when it was made and not when it was looked at: a sweeper has removed it.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_file(dir) => continue,
+                Err(error) => return Err(failed("make data directory", error)),
+            }
             match take_lock(dir, LockFile::Create)
                 .map_err(|error| failed("take lock of data directory", error))?
             {
@@ -228,6 +229,11 @@ impl Instance {
         };
         Ok(Self { id, span, dir, _lock: lock })
     }
+}
+
+/// Whether something other than a directory is in the way.
+fn is_file(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| !path.is_dir() && !found.is_dir())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use sandhaus_tests::{
     binary, probe, process, runnable,
     server::{DataDir, Options, Server, with_server},
     session::Session,
-    skip,
+    settles, skip,
     tree::busybox_tree,
 };
 use serde_json::json;
@@ -60,8 +60,7 @@ fn w04_each_level_of_the_filter_refuses_what_it_says() {
     }
     let dir = DataDir::new();
     let server = unfiltered(&dir);
-    let log = server.log();
-    assert!(log.contains("security.seccomp is off"), "its owner is warned: {log}");
+    settles("a warning to its owner", || server.log().contains("security.seccomp is off"));
     for profile in PROFILES {
         let create = |level: &str| {
             let session = Session::create(&server.http(), &json!({"security": profile, "seccomp": level}));
