@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool speaks on its streams")]
 
+mod agent;
 mod floor;
 mod loadvm;
 mod machines;
@@ -50,6 +51,14 @@ enum Part {
     Namespaces,
     /// Virtual machines
     Machines,
+    /// The agent in a sandbox
+    Agent,
+}
+
+impl Arguments {
+    fn measures(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -68,11 +77,16 @@ fn main() -> anyhow::Result<()> {
     // On the disk that the report lies on: temporary file systems often live in memory, which would flatter everyone.
     let scratch = tempfile::Builder::new().prefix("scratch-").tempdir_in(&arguments.report)?;
     let mut report = Report::new(arguments.samples);
-    if arguments.only != Some(Part::Machines) {
+    if arguments.measures(Part::Namespaces) || arguments.measures(Part::Agent) {
         let root = rootfs::prepare(&arguments.report)?;
-        ours::measure(&mut report, &arguments, &root, scratch.path())?;
+        if arguments.measures(Part::Namespaces) {
+            ours::measure(&mut report, &arguments, &root, scratch.path())?;
+        }
+        if arguments.measures(Part::Agent) {
+            agent::measure(&mut report, &arguments, &root, scratch.path())?;
+        }
     }
-    if arguments.only != Some(Part::Namespaces) {
+    if arguments.measures(Part::Machines) {
         machines::measure(&mut report, scratch.path())?;
     }
     report.write(&arguments.report)?;

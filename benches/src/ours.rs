@@ -44,8 +44,7 @@ pub(crate) fn measure(
     scratch: &Path,
 ) -> anyhow::Result<()> {
     let dir = DataDir::in_folder(scratch);
-    let imported = binary::run(binary::command(dir.path()).args(["image", "import", "bench"]).arg(root));
-    ensure!(imported.code == 0, "the image is not imported: {}", imported.stderr);
+    import(&dir, root)?;
     let server = Server::start(&dir);
     let (mut peers, absent) = peers::find(root, scratch);
     for (name, why) in absent {
@@ -61,6 +60,13 @@ pub(crate) fn measure(
     Ok(())
 }
 
+/// Gives a data directory the image that everything here is made of.
+pub(crate) fn import(dir: &DataDir, root: &Path) -> anyhow::Result<()> {
+    let imported = binary::run(binary::command(dir.path()).args(["image", "import", "bench"]).arg(root));
+    ensure!(imported.code == 0, "the image is not imported: {}", imported.stderr);
+    Ok(())
+}
+
 /// Cold creates, the floor's, and the peers' whole runs, one of each in turn.
 fn latencies(
     report: &mut Report,
@@ -73,8 +79,7 @@ fn latencies(
     let mut connection = server.http().connect()?;
     let mut floor = Floor::start(root, scratch)?;
     let alone = DataDir::in_folder(scratch);
-    let imported = binary::run(binary::command(alone.path()).args(["image", "import", "bench"]).arg(root));
-    ensure!(imported.code == 0, "the image is not imported: {}", imported.stderr);
+    import(&alone, root)?;
 
     let (mut creates, mut firsts, mut programs, mut deletes) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -316,17 +321,11 @@ fn alive(report: &mut Report, arguments: &Arguments, dir: &DataDir, server: Serv
             vec![resident(launcher.pid())],
         );
     }
-    let groups = process::all().into_iter().filter_map(|pid| {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        let id = ids.iter().position(|id| text.contains(id.as_str()))?;
-        Some((id, pid))
-    });
     let (mut agents, mut shells, mut both) = (Vec::new(), Vec::new(), vec![0.0; ids.len()]);
-    for (sandbox, pid) in groups {
-        let own = private(pid);
-        both[sandbox] += own;
-        let first = process::status(pid, "NSpid").is_some_and(|list| list.ends_with("\t1"));
-        if first { agents.push(own) } else { shells.push(own) }
+    for process in processes_of(&ids) {
+        let own = private(process.pid);
+        both[process.sandbox] += own;
+        if process.is_agent { agents.push(own) } else { shells.push(own) }
     }
     report.add(&format!("private memory of a sandbox {with}"), NAME, "MiB", both);
     report.add(&format!("private memory of a sandbox {with}"), "sandhaus, agent only", "MiB", agents);
@@ -352,6 +351,25 @@ fn alive(report: &mut Report, arguments: &Arguments, dir: &DataDir, server: Serv
     }
     server.stop();
     Ok(())
+}
+
+/// A process of a sandbox.
+pub(crate) struct Inside {
+    /// Place of the sandbox in the list.
+    pub(crate) sandbox: usize,
+    pub(crate) pid: u32,
+    pub(crate) is_agent: bool,
+}
+
+/// What runs now in these sandboxes.
+pub(crate) fn processes_of(ids: &[String]) -> Vec<Inside> {
+    let inside = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let sandbox = ids.iter().position(|id| text.contains(id.as_str()))?;
+        let is_agent = process::status(pid, "NSpid").is_some_and(|list| list.ends_with("\t1"));
+        Some(Inside { sandbox, pid, is_agent })
+    };
+    process::all().into_iter().filter_map(inside).collect()
 }
 
 /// Resident memory in MiB.

@@ -12,14 +12,13 @@ use std::{
 use anyhow::ensure;
 use sandhaus_client::wire::{PoolInfo, SessionInfo};
 use sandhaus_tests::{
-    binary,
     http::Connection,
     server::{DataDir, Options, Server},
 };
 
 use crate::{
     Arguments,
-    ours::{NAME, connect, create, creates_per_second, delete, elapsed, exec},
+    ours::{NAME, connect, create, creates_per_second, delete, elapsed, exec, import},
     report::Report,
 };
 
@@ -41,8 +40,7 @@ pub(crate) fn measure(
     scratch: &Path,
 ) -> anyhow::Result<()> {
     let dir = DataDir::in_folder(scratch);
-    let imported = binary::run(binary::command(dir.path()).args(["image", "import", "bench"]).arg(root));
-    ensure!(imported.code == 0, "the image is not imported: {}", imported.stderr);
+    import(&dir, root)?;
     let config = format!("pool:\n  enabled: true\n  images: {{bench: {WAITING}}}\n");
     let server = Server::start_with(&dir, &Options { config: Some(config), ..Options::default() });
     let mut connection = server.http().connect()?;
