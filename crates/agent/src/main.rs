@@ -16,6 +16,8 @@ mod error;
 mod execute;
 mod files;
 mod frames;
+#[cfg(test)]
+mod fuzz;
 mod git;
 mod guest;
 mod http;

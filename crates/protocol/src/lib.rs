@@ -5,7 +5,7 @@
 //! This crate knows no HTTP library, no runtime and no operating system: shapes, limits and the frame codec.
 //!
 //! Read in this order: [`hello`] (who is there), [`frame`] (how streams are framed), [`shell`] and [`process`]
-//! (what runs), [`files`], [`watch`], [`system`], [`toolbox`], [`git`], [`lsp`], [`code`] and [`interpreter`] (the compatible types), [`boot`] (what
+//! (what runs), [`files`] and [`multipart`] (forms), [`watch`], [`system`], [`toolbox`], [`git`], [`lsp`], [`code`] and [`interpreter`] (the compatible types), [`boot`] (what
 //! the host hands to PID 1), [`guest`] and [`initramfs`] (virtual machines), [`upgrade`] (another agent in the place of this one).
 
 pub mod boot;
@@ -18,6 +18,7 @@ pub mod hello;
 pub mod initramfs;
 pub mod interpreter;
 pub mod lsp;
+pub mod multipart;
 #[cfg(feature = "openapi")]
 pub mod openapi;
 pub mod process;

@@ -100,6 +100,46 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzz::{Random, damaged, rounds};
+
+    /// What marked output means, byte by byte.
+    fn meant(marked: &[u8]) -> Vec<(Stream, u8)> {
+        let (mut stream, mut meant, mut rest) = (Stream::Stdout, Vec::new(), marked);
+        while let [first, after @ ..] = rest {
+            match Stream::of(*first).filter(|marker| rest.starts_with(&HELD[*marker as usize])) {
+                Some(marker) => {
+                    stream = marker;
+                    rest = &rest[MARKER_BYTES..];
+                }
+                None => {
+                    meant.push((stream, *first));
+                    rest = after;
+                }
+            }
+        }
+        meant
+    }
+
+    #[test]
+    fn damaged_output_means_the_same_in_any_pieces() {
+        let examples: [&[u8]; 3] = [
+            b"\x01\x01\x01out\n\x02\x02\x02err\n\x01\x01\x01\x01\x01",
+            b"\x02\x02\x02\x01\x01\x02\x02\x01\x01\x01\x02\x02",
+            b"no marker at all\n",
+        ];
+        let words: [&[u8]; 5] = [b"\x01", b"\x01\x01", b"\x02\x02", b"\x01\x01\x01", b"\x02\x02\x02"];
+        let mut random = Random::new(1);
+        for _ in 0..rounds(4000) {
+            let marked = damaged(&mut random, &examples, &words);
+            let (mut demux, mut found) = (Demux::default(), Vec::new());
+            let mut sink = |stream, bytes: &[u8]| found.extend(bytes.iter().map(|byte| (stream, *byte)));
+            for piece in random.cut(&marked) {
+                demux.feed(&piece, &mut sink);
+            }
+            demux.finish(&mut sink);
+            assert_eq!(found, meant(&marked), "{}", marked.escape_ascii());
+        }
+    }
 
     #[test]
     fn marked_output_comes_apart() {

@@ -18,14 +18,17 @@ use axum::{
     extract::{Request, State},
     http::{Response, StatusCode, header},
 };
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, stream::BoxStream};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Frame;
-use multer::{Field, Multipart};
 use sandhaus_client::wire::{ErrorBody, UPLOAD_FILES_MAX, Uploaded};
-use sandhaus_protocol::files::PATH_BYTES_MAX;
+use sandhaus_protocol::{
+    files::PATH_BYTES_MAX,
+    multipart::{self, Decoder, Event, Malformed, Part},
+};
 use sandhaus_sandbox::{toolbox, workspace::WorkspaceFiles};
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use super::{
     SessionPath,
@@ -67,7 +70,7 @@ pub(super) async fn upload(
 /// A form whose header is read and found well.
 pub(super) struct Begun {
     limit: Limit,
-    form: Multipart<'static>,
+    parts: Parts,
 }
 
 /// Where a form's files go.
@@ -89,19 +92,19 @@ pub(super) fn begin(edge: &Edge, request: Request) -> ApiResult<Begun> {
     let boundary = request
         .headers()
         .get(header::CONTENT_TYPE)
-        .and_then(|value| multer::parse_boundary(value.to_str().ok()?).ok())
+        .and_then(|value| multipart::boundary(value.to_str().ok()?))
         .ok_or_else(|| ApiError::invalid("invalid multipart form: the content type names no boundary"))?;
-    let form = Multipart::new(limit.count(request.into_body()), boundary);
-    Ok(Begun { limit, form })
+    let parts = Parts::new(limit.count(request.into_body()).boxed(), &boundary);
+    Ok(Begun { limit, parts })
 }
 
 impl Begun {
     /// Takes the files and answers where they are.
     pub(super) async fn receive(self, target: Target) -> ApiResult<Response<Body>> {
-        let Self { limit, form } = self;
+        let Self { limit, parts } = self;
         let receive =
             Form { target, limit, directory: None, count: 0, waiting: Vec::new(), paths: Vec::new() }
-                .receive(form);
+                .receive(parts);
         let paths = tokio::time::timeout(FORM_TIMEOUT, receive)
             .await
             .unwrap_or_else(|_| Err(ApiError::invalid("the form did not arrive in time")))?;
@@ -165,6 +168,79 @@ impl Limit {
     }
 }
 
+/// The parts of a form as they arrive: the body is read only as far as somebody takes what was read.
+struct Parts {
+    body: BoxStream<'static, Result<Bytes, Cause>>,
+    decoder: Decoder,
+    /// The part at hand has more content.
+    in_part: bool,
+}
+
+impl Parts {
+    fn new(body: BoxStream<'static, Result<Bytes, Cause>>, boundary: &str) -> Self {
+        Self { body, decoder: Decoder::new(boundary), in_part: false }
+    }
+
+    /// The next part. What is left of the part at hand is passed over.
+    async fn next(&mut self) -> Result<Option<Part>, Cause> {
+        while self.in_part {
+            self.content().await?;
+        }
+        match self.event().await? {
+            Event::Part(part) => {
+                self.in_part = true;
+                Ok(Some(part))
+            }
+            Event::Content(_) | Event::End => Ok(None),
+        }
+    }
+
+    /// The next piece of the part's content; `None` at its end. Cancel-safe.
+    async fn content(&mut self) -> Result<Option<Bytes>, Cause> {
+        match self.event().await? {
+            Event::Content(bytes) if !bytes.is_empty() => Ok(Some(bytes)),
+            Event::Content(_) | Event::Part(_) | Event::End => {
+                self.in_part = false;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Result<Event, Cause> {
+        loop {
+            if let Some(event) = self.decoder.next_event()? {
+                return Ok(event);
+            }
+            let chunk = self.body.next().await.ok_or(Malformed::Cut)??;
+            self.decoder.push(&chunk);
+        }
+    }
+
+    /// Hands the part's content on piece by piece, and says when that was all: whoever takes it would else mistake a form
+    /// that breaks off for a whole one. Ends early, and well, when nobody takes it any more.
+    async fn pour(&mut self, into: mpsc::Sender<Option<Bytes>>) -> Result<(), Cause> {
+        loop {
+            let piece = self.content().await?;
+            let last = piece.is_none();
+            if into.send(piece).await.is_err() || last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What is poured, as a body.
+fn poured(mut pieces: mpsc::Receiver<Option<Bytes>>) -> toolbox::Body {
+    let frames = futures::stream::poll_fn(move |context| {
+        pieces.poll_recv(context).map(|piece| match piece {
+            Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),
+            Some(None) => None,
+            None => Some(Err(Cause::from("the form broke off"))),
+        })
+    });
+    BodyExt::boxed(StreamBody::new(frames))
+}
+
 /// The two names that files come under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Name {
@@ -190,12 +266,12 @@ struct Form {
 
 impl Form {
     /// Reads the form to its end and answers where its files are.
-    async fn receive(mut self, mut form: Multipart<'static>) -> ApiResult<Vec<String>> {
-        while let Some(field) = form.next_field().await.map_err(|error| self.malformed(&error))? {
-            match field.name() {
-                Some("path") => self.take_directory(field).await?,
-                Some("file") => self.take_file(Name::File, field).await?,
-                Some("files") => self.take_file(Name::Files, field).await?,
+    async fn receive(mut self, mut parts: Parts) -> ApiResult<Vec<String>> {
+        while let Some(part) = parts.next().await.map_err(|cause| self.malformed(&cause))? {
+            match part.name.as_deref() {
+                Some("path") => self.take_directory(&mut parts).await?,
+                Some("file") => self.take_file(Name::File, part.file_name, &mut parts).await?,
+                Some("files") => self.take_file(Name::Files, part.file_name, &mut parts).await?,
                 _ => {}
             }
         }
@@ -216,9 +292,9 @@ impl Form {
         Ok(self.paths)
     }
 
-    async fn take_directory(&mut self, mut field: Field<'static>) -> ApiResult<()> {
+    async fn take_directory(&mut self, parts: &mut Parts) -> ApiResult<()> {
         let mut text = Vec::new();
-        while let Some(piece) = field.chunk().await.map_err(|error| self.malformed(&error))? {
+        while let Some(piece) = parts.content().await.map_err(|cause| self.malformed(&cause))? {
             if text.len() + piece.len() > PATH_BYTES_MAX {
                 return Err(ApiError::invalid(format!("path must not exceed {PATH_BYTES_MAX} bytes")));
             }
@@ -229,24 +305,37 @@ impl Form {
         Ok(())
     }
 
-    async fn take_file(&mut self, name: Name, field: Field<'static>) -> ApiResult<()> {
+    async fn take_file(&mut self, name: Name, file_name: Option<String>, parts: &mut Parts) -> ApiResult<()> {
         self.count += 1;
         if self.count > UPLOAD_FILES_MAX {
             let details = json!({ "max_files": UPLOAD_FILES_MAX });
             return Err(ApiError::invalid("too many files").with_details(details));
         }
-        let file_name = base_name(field.file_name().unwrap_or_default())?;
-        match (name, self.directory.clone()) {
-            (Name::File, Some(directory)) => {
-                let stream = field.map_ok(Frame::data).map_err(Cause::from);
-                let put = self.put(&directory, &file_name, BodyExt::boxed(StreamBody::new(stream))).await;
-                put.map_err(|error| self.limit.explain(error))
-            }
-            _ => {
-                let content = field.bytes().await.map_err(|error| self.malformed(&error))?;
-                self.waiting.push(Waiting { name, file_name, content });
-                Ok(())
-            }
+        let file_name = base_name(&file_name.unwrap_or_default())?;
+        if let (Name::File, Some(directory)) = (name, self.directory.clone()) {
+            return self.pass_on(&directory, &file_name, parts).await;
+        }
+        let mut content = Vec::new();
+        while let Some(piece) = parts.content().await.map_err(|cause| self.malformed(&cause))? {
+            content.extend_from_slice(&piece);
+        }
+        self.waiting.push(Waiting { name, file_name, content: content.into() });
+        Ok(())
+    }
+
+    /// Puts the part at hand where it belongs while it arrives.
+    async fn pass_on(&mut self, directory: &str, file_name: &str, parts: &mut Parts) -> ApiResult<()> {
+        let (sender, pieces) = mpsc::channel(1);
+        let limit = self.limit.clone();
+        let mut put = std::pin::pin!(self.put(directory, file_name, poured(pieces)));
+        // Cancel-safe: who is done first decides, and a part that is not wanted any more is not read any further.
+        let (put, broken) = tokio::select! {
+            put = put.as_mut() => (put, None),
+            done = parts.pour(sender) => (put.await, done.err()),
+        };
+        match broken {
+            Some(cause) => Err(limit.explain(malformed(&cause))),
+            None => put.map_err(|error| limit.explain(error)),
         }
     }
 
@@ -259,9 +348,13 @@ impl Form {
         Ok(())
     }
 
-    fn malformed(&self, error: &multer::Error) -> ApiError {
-        self.limit.explain(ApiError::invalid(format!("invalid multipart form: {error}")))
+    fn malformed(&self, cause: &Cause) -> ApiError {
+        self.limit.explain(malformed(cause))
     }
+}
+
+fn malformed(cause: &Cause) -> ApiError {
+    ApiError::invalid(format!("invalid multipart form: {cause}"))
 }
 
 /// The last part of a file name as a client sent it.
