@@ -6,7 +6,9 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd, RawFd},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -18,7 +20,11 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use sandhaus_protocol::{
     frame::PAYLOAD_BYTES_MAX,
@@ -28,7 +34,7 @@ use sandhaus_protocol::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, oneshot, watch},
 };
 use tower::Service as _;
 
@@ -65,6 +71,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest message taken over from a refusal that is not ours.
 const FOREIGN_MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Most bytes that are taken of a body that nobody read before the answer goes out.
+const UNREAD_BYTES_MAX: u64 = 16 << 20;
+
+/// How long they may take to come.
+const UNREAD_WAIT: Duration = Duration::from_secs(2);
 
 /// Changes, in whatever way, when the server is to end.
 pub(crate) type Ending = watch::Receiver<()>;
@@ -272,7 +284,7 @@ async fn connection<P>(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let door = door.clone();
         async move {
-            let mut request = request.map(Body::new);
+            let (mut request, unread) = lend(request);
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             let hold = door.note(&method, &path);
             assume_json(&mut request);
@@ -281,6 +293,7 @@ async fn connection<P>(
             }
             let response = door.answer(peer, request).await;
             let response = finish(response, &method, &path).await;
+            pass_over(unread).await;
             door.log(&method, &path, response.status());
             Ok::<_, Infallible>(passing(response, hold))
         }
@@ -303,6 +316,71 @@ async fn connection<P>(
     };
     // A connection that breaks is the other side's affair.
     drop(ended);
+}
+
+/// A body that comes back when whoever has it lets go of it.
+struct Lent {
+    body: Option<Incoming>,
+    back: Option<oneshot::Sender<Incoming>>,
+}
+
+impl axum::body::HttpBody for Lent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(Incoming::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(body), Some(back)) = (self.body.take(), self.back.take())
+            && !body.is_end_stream()
+        {
+            // Nobody waits for it any more if the answer is out already.
+            drop(back.send(body));
+        }
+    }
+}
+
+/// The request for the routes, and the way on which a body that they do not read comes back.
+fn lend(request: hyper::Request<Incoming>) -> (axum::extract::Request, Option<oneshot::Receiver<Incoming>>) {
+    if request.body().is_end_stream() {
+        return (request.map(Body::new), None);
+    }
+    let (back, unread) = oneshot::channel();
+    let request = request.map(|body| Body::new(Lent { body: Some(body), back: Some(back) }));
+    (request, Some(unread))
+}
+
+/// Reads what a refusal has left of a request. A connection that is closed on a client which still writes takes the answer
+/// with it, or the client's next request.
+async fn pass_over(unread: Option<oneshot::Receiver<Incoming>>) {
+    let Some(Ok(body)) = unread.map(|mut unread| unread.try_recv()) else { return };
+    let mut body = Body::new(body);
+    let read = async {
+        let mut left = UNREAD_BYTES_MAX;
+        while let Ok(Some(chunk)) = next_chunk(&mut body).await {
+            left = left.saturating_sub(chunk.len() as u64);
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Who does not send what was announced waits for the answer, perhaps.
+    let _ = tokio::time::timeout(UNREAD_WAIT, read).await;
 }
 
 /// Published clients send JSON in places without saying so. What is passed on to a port stays as it is.

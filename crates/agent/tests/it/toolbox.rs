@@ -1,6 +1,6 @@
 //! The compatible process routes: execute, sessions, terminals.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
 use sandhaus_protocol::toolbox::{
     ExecuteReply, PtyListReply, PtySessionInfo, Session, SessionExecuteReply, SessionLogs,
@@ -43,6 +43,33 @@ fn execute_runs_to_the_end() {
         json!({ "command": "x", "timeout": -1 }),
     ] {
         assert_eq!(agent.post("/process/execute", &wrong).refusal().0, 400, "{wrong}");
+    }
+}
+
+/// What is wrong with a request shows in its head already. Its body is taken all the same: a client that still sends it
+/// would not read the answer, nor get one to its next request.
+#[test]
+fn a_refused_request_ends_no_connection() {
+    const BODY_BYTES: usize = 3 << 20;
+    let agent = Agent::start(None);
+    let body = vec![b'x'; BODY_BYTES];
+    for (method, target, status) in
+        [("PATCH", "/lsp/did-close", 405), ("POST", "/no/such", 404), ("POST", "/files/folder", 400)]
+    {
+        let mut stream = agent.connect();
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nhost: agent\r\ncontent-type: text/plain\r\ncontent-length: {BODY_BYTES}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("send the head");
+        stream.write_all(&body).expect("send the body");
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n")
+            .expect("send more");
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).expect("both answers");
+        let found: Vec<&str> =
+            answers.match_indices("HTTP/1.1 ").map(|(at, _)| &answers[at + 9..at + 12]).collect();
+        assert_eq!(found, [status.to_string(), "200".to_owned()], "{target}: {answers}");
     }
 }
 
