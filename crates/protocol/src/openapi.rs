@@ -148,6 +148,16 @@ impl Operation<'_> {
         self
     }
 
+    /// A status that stands for an answer of its own as well as for a refusal.
+    fn answers_or_refuses<T: ToSchema>(mut self, status: &str) -> Self {
+        let schemas = [self.api.reference::<T>(), self.api.reference::<toolbox::Refusal>()];
+        self.value["responses"][status] = json!({
+            "description": "what is wrong",
+            "content": { "application/json": { "schema": { "anyOf": schemas } } },
+        });
+        self
+    }
+
     fn answers_list<T: ToSchema>(mut self) -> Self {
         let items = self.api.reference::<T>();
         let schema = json!({ "type": "array", "items": items });
@@ -255,7 +265,7 @@ fn file_routes(api: &mut Api) {
     api.post("/files/bulk-upload", "Replace many files by fields files[N].path and files[N].file of a form")
         .raw_body(&["multipart/form-data"])
         .answers::<toolbox::BulkUploadReply>()
-        .answers_with::<toolbox::BulkUploadReply>("400");
+        .answers_or_refuses::<toolbox::BulkUploadReply>("400");
     api.get("/files/find", "Lines that hold a text")
         .wants(&["path", "pattern"])
         .answers_list::<toolbox::Match>();
@@ -345,7 +355,7 @@ fn code_routes(api: &mut Api) {
 
 fn git_routes(api: &mut Api) {
     api.tag = "git";
-    api.post("/git/init", "Make a repository").body::<git::GitInitRequest>().answers_nothing("204");
+    api.post("/git/init", "Make a repository").body::<git::GitInitRequest>().answers_nothing("201");
     api.get("/git/status", "How a repository stands").wants(&["path"]).answers::<git::GitStatus>();
     api.get("/git/history", "Its commits").wants(&["path"]).answers_list::<git::GitCommitInfo>();
     api.get("/git/branches", "Its branches").wants(&["path"]).answers::<git::ListBranchResponse>();
