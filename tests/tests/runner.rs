@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 const ID: &str = "7e57ab1e-0123-4567-89ab-0123456789ab";
 const OTHER: &str = "7e57ab1e-0123-4567-89ab-ba9876543210";
+const THIRD: &str = "11111111-2222-4333-8444-555555555555";
 
 fn options() -> Options {
     Options {
@@ -216,10 +217,25 @@ fn a_virtual_machine_of_a_control_plane() {
         let kept = store.path().join(created["snapshotPath"].as_str().expect("a path"));
         assert!(kept.join("disk.qcow2").is_file() && kept.join("kernel").is_file(), "{}", kept.display());
 
+        // Where nobody says otherwise, what was written a moment ago is in it.
+        sandbox.run("echo fresh > /root/fresh");
+        let whole = json!({ "sandboxId": ID, "name": "whole" });
+        http.post("/snapshots/create", &whole).expect(200);
+        assert_eq!(sandbox.run("echo goes on > /root/fresh; cat /root/fresh"), "goes on");
+
+        // Its disk grows under it, and the file system with it.
+        let room = || sandbox.run("df -k / | awk 'END {print $2}'").parse::<u64>().expect("a number");
+        assert!(room() < 200 << 10);
+        sandbox.post("resize", &json!({ "disk": 300 })).expect(200);
+        assert!(room() > 260 << 10, "{} KiB", room());
+        let smaller = sandbox.post("resize", &json!({ "disk": 290 })).expect(400).text();
+        assert!(smaller.contains("can only grow"), "{smaller}");
+
         // Stopped, it is pushed; another host has to pull it first.
         sandbox.run("echo later > /root/note; sync");
         sandbox.post("stop", &Value::Null).expect(200);
         assert_eq!(sandbox.state(), "stopped");
+        sandbox.post("resize", &json!({ "disk": 400 })).expect(200);
         let pushed: Value = http.post("/snapshots/push", &running).expect(200).json();
         assert!(store.path().join(pushed["snapshotPath"].as_str().expect("a path")).is_dir(), "{pushed}");
         for name in ["live", "live"] {
@@ -235,10 +251,15 @@ fn a_virtual_machine_of_a_control_plane() {
         let figures: Value = http.get("/info").expect(200).json();
         assert_eq!(figures["metrics"]["currentStartedSandboxes"], 1, "{figures}");
         other.post("destroy", &Value::Null).expect(200);
+        http.post("/sandboxes", &machine_body(THIRD, "whole")).expect(201);
+        let third = Sandbox { http: &http, id: THIRD };
+        assert_eq!(third.run("cat /root/fresh"), "fresh");
+        third.post("destroy", &Value::Null).expect(200);
 
         // And the first one goes on with its own disk.
         sandbox.post("start", &Value::Null).expect(200);
         assert_eq!(sandbox.run("cat /root/note"), "later");
+        assert!(room() > 340 << 10, "{} KiB", room());
         let text = http.get("/metrics").expect(200).text();
         for operation in ["create", "pause", "resume", "stop", "start", "snapshot", "push_snapshot"] {
             let line = format!(r#"container_operation_total{{operation="{operation}",status="success"}}"#);

@@ -45,6 +45,8 @@ pub enum SyncRequest {
     },
     /// Writing goes on. An answer with `frozen: false` says that it had gone on before.
     Thaw,
+    /// The disk has become larger: the root file system takes all of it.
+    Grow,
 }
 
 /// What happened.
@@ -65,5 +67,6 @@ mod tests {
         assert_eq!(parse(r#"{"action":"flush"}"#), SyncRequest::Flush);
         assert_eq!(parse(r#"{"action":"freeze","limit_ms":5}"#), SyncRequest::Freeze { limit_ms: 5 });
         assert_eq!(parse(r#"{"action":"thaw"}"#), SyncRequest::Thaw);
+        assert_eq!(parse(r#"{"action":"grow"}"#), SyncRequest::Grow);
     }
 }

@@ -111,6 +111,8 @@ pub struct Capabilities {
     pub console: bool,
     /// Limits can change while running.
     pub resize: bool,
+    /// Disks can grow, also while running.
+    pub disk_growth: bool,
     /// It has a display to dial.
     pub display: bool,
     /// It can limit the size of the writable layer, and how, in words for `doctor`.

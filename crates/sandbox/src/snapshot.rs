@@ -29,7 +29,8 @@ pub enum SnapshotKind {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptureMode {
-    /// It is frozen while it is captured: nothing of the file system is half written.
+    /// It is frozen while it is captured, or its file systems are: nothing of them is half written, and all that was
+    /// written before is there.
     #[default]
     Frozen,
     /// It runs on: the disk is as after a power cut. Only [`SnapshotKind::Disk`], only where the engine can.

@@ -160,6 +160,7 @@ impl Default for FakeEngine {
             portable_snapshots: true,
             console: false,
             resize: true,
+            disk_growth: false,
             display: false,
             disk_limit: Some("in memory".to_owned()),
             mounts: true,

@@ -24,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use sandhaus_protocol::{
     files::SIZE_HEADER,
     frame::{self, Decoder, Frame},
-    guest::{NOT_GREETED, REFUSAL_HEADER},
+    guest::{self, NOT_GREETED, REFUSAL_HEADER, SyncReply, SyncRequest},
     hello::{self, HelloReply, HelloRequest},
     process::{Exit, Process, Resize, Signal, Spawn},
     shell::{ShellExec, ShellExit, ShellInfo, ShellStarted},
@@ -44,6 +44,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the agent may take to answer a greeting.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a guest may take to write everything to its disk.
+pub const SYNC_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long another agent may take to take its place, the wait for what is in the way included.
 pub const REPLACE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -289,6 +292,15 @@ impl Toolbox {
         match tokio::time::timeout(HELLO_TIMEOUT, greet).await {
             Ok(reply) => reply,
             Err(_) => Err(Error::new(Kind::Timeout, "the agent did not answer in time")),
+        }
+    }
+
+    /// Has the agent of a virtual machine bring its disk into order.
+    pub async fn sync(&self, request: &SyncRequest) -> Result<SyncReply> {
+        let sync = async { self.json(Method::POST, guest::SYNC_PATH, Some(request)).await };
+        match tokio::time::timeout(SYNC_TIMEOUT, sync).await {
+            Ok(reply) => reply,
+            Err(_) => Err(Error::new(Kind::Timeout, "the guest did not bring its disk into order in time")),
         }
     }
 

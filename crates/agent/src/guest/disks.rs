@@ -1,4 +1,4 @@
-//! Bringing the disk into order for a snapshot of it: flushed, or standing still for a bounded time.
+//! Bringing the disk into order for a snapshot of it: flushed, or standing still for a bounded time. And its growth.
 
 use std::{
     io,
@@ -56,6 +56,18 @@ pub(super) async fn sync(
         }
         SyncRequest::Freeze { limit_ms } => guest.freezer.freeze(limit_ms).await?,
         SyncRequest::Thaw => guest.freezer.thaw()?,
+        SyncRequest::Grow => {
+            let (sender, grown) = oneshot::channel();
+            std::thread::Builder::new().spawn(|| {
+                // Nobody may be waiting any more.
+                let _ = sender.send(sys::grow_root());
+            })?;
+            let grown = within(FLUSH_MAX, grown).await?;
+            grown.map_err(|error| {
+                Error::internal(format_args!("the root file system cannot grow: {error}"))
+            })?;
+            false
+        }
     };
     Ok(Json(SyncReply { frozen }))
 }

@@ -288,6 +288,7 @@ impl Inner {
             portable_snapshots: false,
             console: false,
             resize: true,
+            disk_growth: false,
             display: false,
             disk_limit: image_file::way().map(str::to_owned),
             mounts: true,
@@ -452,6 +453,7 @@ impl Inner {
             security: spec.security,
             seccomp: spec.seccomp,
             readonly_root: spec.readonly_root,
+            home: image_home(spec),
             memory_bytes: spec.resources.memory_bytes,
             hostname: spec.hostname.clone(),
             network: joined.network,
@@ -614,6 +616,12 @@ const FORWARDING: &str = "machines/.forwarding";
 const STAGE: &str = "machines/.stage";
 
 /// Everything that a machine's own layer lies over, top first.
+/// Where the image's own user is at home; root's home is another matter.
+fn image_home(spec: &MachineSpec) -> Option<PathBuf> {
+    let account = spec.tree.config.account.as_ref().filter(|account| account.uid != 0)?;
+    Some(PathBuf::from(&account.home))
+}
+
 fn layers(spec: &MachineSpec) -> EngineResult<Vec<PathBuf>> {
     let mut layers = match &spec.snapshot {
         Some(snapshot) => capture::layers(snapshot)?,

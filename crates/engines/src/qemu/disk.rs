@@ -407,17 +407,18 @@ impl Disks {
         Ok(())
     }
 
-    /// Makes the disk as large as it is to be. It can only grow: less than it has changes nothing. For a machine that runs,
-    /// QEMU has to do it.
+    /// The layer that has to change for the disk to be as large as it is to be, and the size that it gets. Less than it has
+    /// changes nothing.
+    pub(super) fn growth(&self, id: &SandboxId, disk_bytes: u64) -> EngineResult<Option<(u32, u64)>> {
+        let chain = Chain::read(&self.path_of(id))?;
+        let Some(top) = chain.top().filter(|_| disk_bytes > chain.size_bytes) else { return Ok(None) };
+        Ok(Some((top, fit(disk_bytes, chain.size_bytes)?)))
+    }
+
+    /// Makes the disk as large as it is to be. For a machine that runs, QEMU has to do it.
     pub(super) fn grow(&self, id: &SandboxId, disk_bytes: u64) -> EngineResult<()> {
-        let directory = self.path_of(id);
-        let chain = Chain::read(&directory)?;
-        let Some(top) = chain.top() else { return Ok(()) };
-        if disk_bytes <= chain.size_bytes {
-            return Ok(());
-        }
-        let wanted = fit(disk_bytes, chain.size_bytes)?;
-        let file = open_write(&directory.join(layer_name(top)));
+        let Some((top, wanted)) = self.growth(id, disk_bytes)? else { return Ok(()) };
+        let file = open_write(&self.path_of(id).join(layer_name(top)));
         file.and_then(|file| qcow2::grow(&file, wanted)).map_err(|error| failure("grow disk", error))
     }
 

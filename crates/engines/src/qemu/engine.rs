@@ -27,7 +27,7 @@ use super::{
     QemuConfig,
     channel::Channel,
     dial,
-    disk::Disks,
+    disk::{self, Disks},
     probe::{Knowledge, MEMORY_SNAPSHOT_VERSION, Probe},
     qmp::{QmpError, Status},
     restore, spawn,
@@ -242,16 +242,16 @@ impl Engine for QemuEngine {
 
     fn update<'a>(&'a self, id: &'a SandboxId, change: Change) -> Res<'a, ()> {
         let id = id.clone();
-        self.blocking(move |inner| {
-            let (name, _) = inner.hold_running(&id)?.ok_or(EngineError::NotFound)?;
-            match change {
-                Change::Network(policy) => {
-                    net::check_guest_policy(&policy, &inner.config.network)?;
-                    inner.networks.change_guest(&policy, &inner.machines.directory(&name))
-                }
-                Change::Resources(resources) => inner.limit(&name, &resources),
+        match change {
+            Change::Network(policy) => self.blocking(move |inner| {
+                let (name, _) = inner.hold_running(&id)?.ok_or(EngineError::NotFound)?;
+                net::check_guest_policy(&policy, &inner.config.network)?;
+                inner.networks.change_guest(&policy, &inner.machines.directory(&name))
+            }),
+            Change::Resources(resources) => {
+                self.detached(move |inner| Box::pin(async move { inner.resize(&id, resources).await }))
             }
-        })
+        }
     }
 
     fn destroy<'a>(&'a self, id: &'a SandboxId) -> Res<'a, ()> {
@@ -473,6 +473,23 @@ impl Inner {
         held.ok_or(EngineError::NotFound)
     }
 
+    /// Gives a machine other limits, and its guest a larger disk.
+    async fn resize(self: &Arc<Self>, id: &SandboxId, resources: Resources) -> EngineResult<()> {
+        let (name, _) = self.running(id).await?;
+        let (machine, sandbox) = (name.clone(), id.clone());
+        let growth = self
+            .block(move |inner| {
+                let growth = inner.disks.growth(&sandbox, resources.disk_bytes)?;
+                inner.limit(&machine, &resources)?;
+                Ok(growth)
+            })
+            .await?;
+        let Some((top, size_bytes)) = growth else { return Ok(()) };
+        let monitor = self.channel(&name).monitor().await;
+        let resized = async { monitor?.block_resize(&disk::node_name(top), size_bytes).await };
+        resized.await.map_err(|error| EngineError::host("make disk larger", error))
+    }
+
     fn limit(&self, name: &MachineName, resources: &Resources) -> EngineResult<()> {
         let hardware = MachineRecord::read(&self.machines.directory(name))?.hardware;
         if start::memory_mib(resources) != hardware.memory_mib {
@@ -567,6 +584,7 @@ fn capabilities(memory_snapshot: bool) -> Capabilities {
         portable_snapshots: true,
         console: true,
         resize: true,
+        disk_growth: true,
         display: true,
         disk_limit: Some("the size of its qcow2 file".to_owned()),
         mounts: false,

@@ -374,6 +374,11 @@ impl Qmp {
         self.execute("blockdev-snapshot", json!({ "node": node, "overlay": overlay })).await.map(drop)
     }
 
+    /// Makes the disk whose node this is as large as so many bytes, also for a guest that runs.
+    pub(super) async fn block_resize(&self, node: &str, size_bytes: u64) -> QmpResult<()> {
+        self.execute("block_resize", json!({ "node-name": node, "size": size_bytes })).await.map(drop)
+    }
+
     /// Forgets a job that is concluded.
     pub(super) async fn job_dismiss(&self, job: &str) -> QmpResult<()> {
         self.execute("job-dismiss", json!({ "id": job })).await.map(drop)

@@ -189,8 +189,6 @@ fn kernel_of(work: &Work<'_>, root: &Inside<'_>, systems: &[ExtFileSystem]) -> R
     let Some((release, modules)) = newest_release(root)? else {
         return kernel::choose(&work.tools, &work.build.kernel, None, None);
     };
-    let folder = work.tools.directory("kernel")?.join(&release);
-    fs_err::create_dir(&folder).map_err(Error::at(&folder))?;
     let file = work.tools.folder().join("vmlinuz");
     // Some have their kernels in a file system of their own.
     let mut found = root.dump(&format!("boot/vmlinuz-{release}"), &file)?;
@@ -202,6 +200,8 @@ fn kernel_of(work: &Work<'_>, root: &Inside<'_>, systems: &[ExtFileSystem]) -> R
     if !found {
         return kernel::choose(&work.tools, &work.build.kernel, None, None);
     }
+    let folder = work.tools.directory("kernel")?.join(&release);
+    fs_err::create_dir(&folder).map_err(Error::at(&folder))?;
     let from = format!("{modules}/{release}");
     for list in ["modules.dep", "modules.builtin"] {
         root.dump(&format!("{from}/{list}"), &folder.join(list))?;

@@ -1,12 +1,15 @@
 //! How a sandbox is captured while it goes on: between two steps, when there is nothing to do.
 //!
 //! A machine that is captured with its memory is hung up and stands still; the planner opens it and greets it again. For
-//! its disk alone it only stands still, if even that: who speaks to it waits. One that is suspended stays so: its memory
-//! image and its disk are the snapshot's as well. A server that dies in between leaves a
-//! machine that stands still; the next one's planner thaws it, for nothing about it is written down.
+//! its disk alone it only stands still, if even that: who speaks to it waits. A guest with a kernel of its own keeps in its
+//! memory what was written to files a moment ago: it is asked to write that down and not to go on with its files meanwhile.
+//! One that is suspended stays so: its memory image and its disk are the snapshot's as well. A server that dies in between
+//! leaves a machine that stands still; the next one's planner thaws it, for nothing about it is written down. Guests go on
+//! with their files by themselves after a while.
 
 use std::sync::Arc;
 
+use sandhaus_protocol::guest::{FREEZE_MAX_MS, SyncReply, SyncRequest};
 use tokio::time::Instant;
 
 use super::{Actor, answer, steps};
@@ -28,6 +31,8 @@ const WAITING_MAX: usize = 8;
 enum Stillness {
     /// It runs on, or there is none, or it stands still anyway.
     AsIs,
+    /// Its file systems stand still meanwhile.
+    Quiet,
     /// It stands still meanwhile.
     Frozen,
     /// Nobody speaks to it either.
@@ -73,7 +78,7 @@ impl Actor {
         if captured.is_err() {
             self.seen.failed();
         }
-        if stillness != Stillness::AsIs {
+        if matches!(stillness, Stillness::Frozen | Stillness::HungUp) {
             // Not left to the planner, which ends with the server: a sandbox is not to stand still until the next one.
             let wanted = self.wanted();
             match self.act(Step::Thaw, &wanted).await {
@@ -104,6 +109,9 @@ impl Actor {
             // Whoever comes now waits until it is open again.
             self.publish();
         }
+        if stillness == Stillness::Quiet {
+            return self.write_quiet(capture).await;
+        }
         if stillness != Stillness::AsIs {
             *still_since = Some(Instant::now());
             fault::pass_async(CaptureStep::Freeze.name(), self.act(Step::Freeze, &wanted)).await?;
@@ -114,6 +122,29 @@ impl Actor {
             (SnapshotKind::Machine, Goal::Suspended) => Capture::Suspended(self.memory_image(&wanted)?),
             (SnapshotKind::Machine, _) => Capture::Machine,
         };
+        self.photograph(what, capture).await
+    }
+
+    /// Captures the disk of a machine that runs on, with all that its guest has written to files.
+    async fn write_quiet(&self, capture: &Capturing) -> Result<()> {
+        let (id, toolbox) = (&self.handle.id, &self.handle.toolbox);
+        let freeze = SyncRequest::Freeze { limit_ms: FREEZE_MAX_MS };
+        // What is in memory alone cannot stand still, and need not.
+        let SyncReply { frozen } =
+            fault::pass_async(CaptureStep::Freeze.name(), toolbox.sync(&freeze)).await?;
+        let written = self.photograph(Capture::Disk, capture).await;
+        let thawed = toolbox.sync(&SyncRequest::Thaw).await;
+        written?;
+        if frozen && !thawed?.frozen {
+            let message = format!(
+                "the disk of sandbox {id} did not stand still until all was captured: try again, or take it live"
+            );
+            return Err(Error::new(Kind::Unavailable, message));
+        }
+        Ok(())
+    }
+
+    async fn photograph(&self, what: Capture, capture: &Capturing) -> Result<()> {
         let written = self.handle.engine.capture(&self.handle.id, what, capture.into.clone());
         let written = steps::within(steps::CAPTURE_MAX, "capture sandbox", written);
         fault::pass_async(CaptureStep::Write.name(), written).await
@@ -133,6 +164,9 @@ impl Actor {
                 conflict(format!("sandbox {id} is not running"))
             }
             (Goal::Running, SnapshotKind::Disk) if capture.mode == CaptureMode::Live => Ok(Stillness::AsIs),
+            (Goal::Running, SnapshotKind::Disk) if self.handle.engine.capabilities().boots_by_greeting => {
+                Ok(Stillness::Quiet)
+            }
             (Goal::Running, SnapshotKind::Disk) => Ok(Stillness::Frozen),
             (Goal::Running, SnapshotKind::Machine) => Ok(Stillness::HungUp),
             (Goal::Paused, _) => Ok(Stillness::AsIs),

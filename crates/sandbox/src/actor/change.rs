@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use sandhaus_protocol::guest::SyncRequest;
 use tokio::sync::oneshot;
 
 use super::{Actor, answer};
@@ -39,16 +40,20 @@ impl Actor {
             Change::Network(network) => sandbox.spec.network = network.clone(),
         }
         let id = &self.handle.id;
+        let growth = self.disk_growth(&sandbox.spec.resources)?;
         match sandbox.goal {
-            Goal::Running | Goal::Paused => self.handle.engine.update(id, change).await?,
-            Goal::Stopped => {
-                if sandbox.spec.resources.disk_bytes != self.sandbox.spec.resources.disk_bytes {
-                    return Err(Error::new(
-                        Kind::Unsupported,
-                        "changing the size of a disk is not supported",
-                    ));
+            Goal::Paused if growth => {
+                let message = format!("sandbox {id} is paused: resume it before its disk grows");
+                return Err(Error::new(Kind::Conflict, message));
+            }
+            Goal::Running | Goal::Paused => {
+                self.handle.engine.update(id, change).await?;
+                if growth {
+                    self.handle.toolbox.sync(&SyncRequest::Grow).await?;
                 }
             }
+            // It is made larger when it starts.
+            Goal::Stopped => {}
             // Its memory on disk was made under the old ones.
             Goal::Suspended | Goal::Archived => {
                 let message = format!("sandbox {id} is not in memory: start it before it is changed");
@@ -61,5 +66,22 @@ impl Actor {
         self.sandbox = Arc::new(sandbox);
         self.publish();
         Ok(self.handle.view())
+    }
+
+    /// Whether the disk is to grow, which not every engine can make it do, and none the other way.
+    fn disk_growth(&self, wanted: &Resources) -> Result<bool> {
+        let before = self.sandbox.spec.resources.disk_bytes;
+        if wanted.disk_bytes == before {
+            return Ok(false);
+        }
+        if !self.handle.engine.capabilities().disk_growth {
+            let message = "changing the size of a disk is not supported by this sandbox's engine";
+            return Err(Error::new(Kind::Unsupported, message));
+        }
+        if wanted.disk_bytes < before {
+            let message = format!("a disk of {before} bytes cannot shrink to {}", wanted.disk_bytes);
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        Ok(true)
     }
 }

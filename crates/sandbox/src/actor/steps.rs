@@ -8,6 +8,7 @@ use std::{
 
 use sandhaus_protocol::{
     PROTOCOL_VERSION,
+    guest::SyncRequest,
     hello::{Feature, Guest, HelloRequest},
 };
 
@@ -286,6 +287,12 @@ impl Actor {
         }
         if let Some(skew) = reply.clock_skew_ns {
             tracing::debug!(sandbox = %self.handle.id, skew_ns = skew, "its clock was set");
+        }
+        if hello.guest.is_some() && self.sandbox.spec.resources.disk_bytes > 0 {
+            // Its image's may be smaller. Whoever finds too little room wants to get in all the same.
+            if let Err(error) = self.handle.toolbox.sync(&SyncRequest::Grow).await {
+                tracing::warn!(sandbox = %self.handle.id, %error, "its root file system does not take all of its disk");
+            }
         }
         renewal::consider(&self.shared, &self.handle, wanted.generation, &reply);
         Ok(())

@@ -34,6 +34,15 @@ const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 const FIFREEZE: libc::c_ulong = 0xc004_5877;
 const FITHAW: libc::c_ulong = 0xc004_5878;
 
+/// Makes a mounted ext4 as large as so many of its blocks: `_IOW('f', 16, __u64)`, of the kernel's `ext4.h`.
+const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
+
+/// What `statfs` calls ext4.
+const EXT4_SUPER_MAGIC: u64 = 0xef53;
+
+/// Bytes of what `/sys` counts disks in.
+const SECTOR_BYTES: u64 = 512;
+
 /// There while systemd is the first process.
 const SYSTEMD_RUNS: &str = "/run/systemd/system";
 
@@ -106,6 +115,25 @@ pub(crate) fn thaw_root() -> io::Result<bool> {
             _ => Err(error),
         },
     }
+}
+
+/// Has the root file system take all of its disk or partition, which may have become larger. Only ext4 can do that by
+/// itself; of any other it is false.
+pub(crate) fn grow_root() -> io::Result<bool> {
+    let root = File::open("/")?;
+    let system = rustix::fs::fstatfs(&root)?;
+    if u64::try_from(system.f_type) != Ok(EXT4_SUPER_MAGIC) {
+        return Ok(false);
+    }
+    let device = rustix::fs::fstat(&root)?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
+    let sectors: u64 = sectors.trim().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    let block_bytes = u64::try_from(system.f_bsize).map_err(io::Error::other)?;
+    let blocks = sectors * SECTOR_BYTES / block_bytes;
+    // SAFETY: the kernel reads one number of 64 bits, which is there. One that is as large already is left alone.
+    checked(unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) })?;
+    Ok(true)
 }
 
 fn root_ioctl(request: libc::c_ulong) -> io::Result<()> {

@@ -41,8 +41,8 @@ pub(crate) use init::{
 };
 pub(crate) use listening::listening_ports;
 pub(crate) use machine::{
-    ask_systemd_for_power_off, bare_command, flush_disks, freeze_root, seed_random, set_clock, set_host_name,
-    sever_connections, switch_off, thaw_root,
+    ask_systemd_for_power_off, bare_command, flush_disks, freeze_root, grow_root, seed_random, set_clock,
+    set_host_name, sever_connections, switch_off, thaw_root,
 };
 pub(crate) use modes::set_terminal_modes;
 pub(crate) use network::configure_network;
