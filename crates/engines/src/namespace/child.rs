@@ -21,7 +21,7 @@ use std::{
     io,
     mem::ManuallyDrop,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Component, Path},
 };
 
 use rustix::{
@@ -33,7 +33,7 @@ use rustix::{
 };
 use sandhaus_sandbox::{
     fault,
-    types::{Access, SecurityProfile, WORKLOAD_ID},
+    types::{Access, SecurityProfile, WORKLOAD_HOME, WORKLOAD_ID},
 };
 
 use super::{
@@ -241,7 +241,13 @@ impl Child {
             self.step(ChildStep::Proc, |_| Ok(mounting::new_file_system("proc", &[], kernel_flags())?))?;
         let gifts = self.step(ChildStep::Receive, |child| child.receive(request))?;
         self.step(ChildStep::Identity, |_| become_root())?;
-        self.step(ChildStep::Root, |_| enter_root(&gifts.root))?;
+        self.step(ChildStep::Root, |_| {
+            enter_root(&gifts.root)?;
+            match &request.home {
+                Some(home) if request.readonly_root => except_home(&gifts.root, home, request.workload),
+                _ => Ok(()),
+            }
+        })?;
         self.step(ChildStep::Binds, |_| attach_binds(request, gifts.binds))?;
         self.step(ChildStep::Devices, |_| mount_devices(gifts.devices))?;
         self.step(ChildStep::Scratch, |_| {
@@ -342,6 +348,28 @@ fn enter_root(root: &OwnedFd) -> Result<(), Trouble> {
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
     Ok(())
+}
+
+/// Keeps the home that the image gives the workload's user writable when the root is sealed, with what the image has in
+/// it: it becomes a mount of its own before anything is mounted beneath it. A path that leads elsewhere by links, and a
+/// directory of somebody else, stay what they are.
+fn except_home(root: &OwnedFd, home: &Path, workload: u32) -> Result<(), Trouble> {
+    let relative = home.strip_prefix("/").unwrap_or(home);
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    if relative.as_os_str().is_empty() || !plain || home == Path::new(WORKLOAD_HOME) {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    // Whatever is wrong with it, it is wrong with the image, which has run without such a home so far.
+    let Ok(opened) = rustix::fs::openat2(root, relative, flags, Mode::empty(), resolve) else {
+        return Ok(());
+    };
+    if rustix::fs::fstat(&opened)?.st_uid != workload {
+        return Ok(());
+    }
+    let itself = mounting::copy_mount(&opened, "", Reach::One)?;
+    Ok(mounting::attach_on(itself, opened)?)
 }
 
 fn attach_binds(request: &LaunchRequest, binds: Vec<OwnedFd>) -> Result<(), Trouble> {

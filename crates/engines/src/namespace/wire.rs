@@ -32,6 +32,8 @@ pub(super) struct LaunchRequest {
     pub(super) security: SecurityProfile,
     pub(super) seccomp: Seccomp,
     pub(super) readonly_root: bool,
+    /// Where the image says that its user is at home.
+    pub(super) home: Option<PathBuf>,
     /// The machine's memory limit; zero: none.
     pub(super) memory_bytes: u64,
     pub(super) hostname: String,

@@ -1,11 +1,14 @@
 //! What is tried from inside and must not work, under both profiles.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::{chown, symlink},
+};
 
 use crate::support::{Host, probe, sh};
 use sandhaus_sandbox::{
-    engine::Engine,
-    types::{SecurityProfile, TreeBind},
+    engine::{Engine, StopMode},
+    types::{Generation, SecurityProfile, TreeBind},
 };
 
 /// Attempts that may work under `container`: root there may make raw sockets, no more.
@@ -116,6 +119,64 @@ async fn a_read_only_root_has_its_writable_places() {
     }
     let loopback = sh(&toolbox, "ip -o addr | grep -c 'inet 127.0.0.1'; ip -o link | wc -l").await;
     assert_eq!(loopback.stdout, "1\n1\n");
+    host.end().await;
+}
+
+/// The home of the image's own user is one of those places, with what the image has in it; nothing else becomes one by
+/// being called a home.
+#[tokio::test]
+async fn the_home_of_an_image_is_writable() {
+    const USER: u32 = sandhaus_images::WORKLOAD_ID;
+    let host = Host::new().await;
+    let base = &host.tree.layers[1];
+    let folder = |path: &str, owner: u32| {
+        let path = base.join(path);
+        fs_err::create_dir_all(&path).expect("made");
+        fs_err::write(path.join("of-the-image"), "kept\n").expect("written");
+        for path in [path.join("of-the-image"), path] {
+            chown(&path, Some(owner), Some(owner)).expect("given");
+        }
+    };
+    folder("home/node", USER);
+    folder("home/other", USER + 1);
+    symlink("node", base.join("home/link")).expect("linked");
+    let spec_of = |home: &str, security| {
+        let mut spec = host.spec(security);
+        spec.readonly_root = true;
+        let account =
+            sandhaus_images::Account { uid: USER, gid: USER, name: "node".to_owned(), home: home.to_owned() };
+        spec.tree.config.account = Some(account);
+        spec
+    };
+    let write = |home: &str| format!("cat {home}/of-the-image && echo changed > {home}/of-the-image");
+    for security in [SecurityProfile::Strict, SecurityProfile::Container] {
+        let mut spec = spec_of("/home/node", security);
+        let toolbox = host.up(&spec).await;
+        let done = sh(&toolbox, &write("/home/node")).await;
+        assert_eq!((done.code, &*done.stdout), (0, "kept\n"), "{security:?}: {done:?}");
+        for place in ["/", "/home", "/etc"] {
+            assert_ne!(sh(&toolbox, &format!("echo x > {place}/file")).await.code, 0, "{security:?} {place}");
+        }
+        let place = sh(&toolbox, "echo x > /home/sandbox/file && grep -c ' /home' /proc/self/mounts").await;
+        assert_eq!(place.stdout, "2\n", "{security:?}");
+        // It is a part of the disk: it is the same after another start, and the image's own stays what it is.
+        host.engine.stop(&spec.id, StopMode::Graceful).await.expect("stopped");
+        spec.generation = Generation(2);
+        let toolbox = host.start(&spec).await;
+        assert_eq!(sh(&toolbox, "cat /home/node/of-the-image").await.stdout, "changed\n", "{security:?}");
+        let of_the_image = fs_err::read_to_string(base.join("home/node/of-the-image")).expect("read");
+        assert_eq!(of_the_image, "kept\n");
+    }
+    let mut plain = host.spec(SecurityProfile::Container);
+    plain.readonly_root = true;
+    let count = "wc -l < /proc/self/mounts";
+    let mounts = sh(&host.up(&plain).await, count).await.stdout;
+    for home in ["/home/link", "/home/other", "/home/node/..", "/home/none", "/", "/etc", "/proc", ""] {
+        let toolbox = host.up(&spec_of(home, SecurityProfile::Container)).await;
+        assert_eq!(sh(&toolbox, count).await.stdout, mounts, "home {home:?} is a mount");
+        let done = sh(&toolbox, &write("/home/node")).await;
+        assert_eq!((done.code != 0, &*done.stdout), (true, "kept\n"), "home {home:?}: {done:?}");
+    }
     host.end().await;
 }
 
