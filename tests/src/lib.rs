@@ -97,10 +97,11 @@ pub fn files_named(folder: &Path, name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Flips a bit in the middle of a file, whatever its permissions; the same again makes it whole.
+/// Flips a bit near the middle of a file, and not in a hole, whatever its permissions; the same again makes it whole.
 pub fn flip_bit(path: &Path) {
     let file = fs_err::OpenOptions::new().read(true).write(true).open(path).expect("open the file");
-    let at = file.metadata().expect("look at the file").len() / 2;
+    let middle = file.metadata().expect("look at the file").len() / 2;
+    let at = rustix::fs::seek(file.file(), rustix::fs::SeekFrom::Data(middle)).unwrap_or(middle);
     let mut byte = [0];
     file.file().read_exact_at(&mut byte, at).expect("read the byte");
     file.file().write_all_at(&[byte[0] ^ 1], at).expect("write the byte");
