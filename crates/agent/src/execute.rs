@@ -15,7 +15,7 @@ use sandhaus_protocol::toolbox::{ExecuteReply, ExecuteRequest};
 use crate::{
     agent::Agent,
     error::{Error, Result},
-    process::kill_family,
+    process::Leash,
     sys::{Channel, Command, Family, Script, Session, SpawnError, discard, output_pipe},
 };
 
@@ -59,21 +59,6 @@ pub(crate) fn check_variable(name: &str) -> Result<()> {
 /// The routes of this area.
 pub(crate) fn routes() -> Router<Arc<Agent>> {
     Router::new().route("/process/execute", post(execute))
-}
-
-/// Kills the command when its caller goes away before it has ended.
-struct Kill {
-    agent: Arc<Agent>,
-    family: Option<Family>,
-}
-
-impl Drop for Kill {
-    fn drop(&mut self) {
-        if let Some(family) = self.family.take() {
-            let agent = Arc::clone(&self.agent);
-            tokio::spawn(async move { kill_family(&agent, &family).await });
-        }
-    }
 }
 
 /// A command that runs to its end, both of whose streams are one text.
@@ -134,8 +119,7 @@ impl Shot<'_> {
                 return Ok(Outcome::NotStarted(error));
             }
         };
-        let family = Family { root: child.pid, mark };
-        let mut kill = Kill { agent: Arc::clone(agent), family: Some(family.clone()) };
+        let leash = Leash::new(agent, Family { root: child.pid, mark });
         let run = async {
             let run = async {
                 let collected = collect(&output).await;
@@ -153,11 +137,10 @@ impl Shot<'_> {
             Some(limit) => tokio::time::timeout(limit, run).await,
         };
         let Ok((collected, ending)) = ended else {
-            kill_family(agent, &family).await;
-            kill.family = None;
+            leash.pull().await;
             return Err(Error::execution_timeout());
         };
-        kill.family = None;
+        leash.release();
         let exit_code = ending.map_or(NOT_STARTED, |ending| ending.code());
         Ok(Outcome::Ended { exit_code, output: text(collected) })
     }

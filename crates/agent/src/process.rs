@@ -246,6 +246,40 @@ pub(crate) async fn kill_family(agent: &Agent, family: &Family) {
     }
 }
 
+/// Kills a family when its caller goes away before it has ended.
+pub(crate) struct Leash {
+    agent: Arc<Agent>,
+    family: Option<Family>,
+}
+
+impl Leash {
+    pub(crate) fn new(agent: &Arc<Agent>, family: Family) -> Self {
+        Self { agent: Arc::clone(agent), family: Some(family) }
+    }
+
+    /// The family has ended.
+    pub(crate) fn release(mut self) {
+        self.family = None;
+    }
+
+    /// Kills the family now, to the end also when the caller goes away meanwhile.
+    pub(crate) async fn pull(mut self) {
+        if let Some(family) = &self.family {
+            kill_family(&self.agent, family).await;
+        }
+        self.family = None;
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        if let Some(family) = self.family.take() {
+            let agent = Arc::clone(&self.agent);
+            tokio::spawn(async move { kill_family(&agent, &family).await });
+        }
+    }
+}
+
 fn validate(spawn: &Spawn) -> Result<()> {
     if spawn.argv.is_empty() || spawn.argv[0].is_empty() {
         return Err(Error::invalid("argv names no program"));

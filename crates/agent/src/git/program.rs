@@ -12,7 +12,7 @@ use super::{address::Credentials, refusal};
 use crate::{
     agent::Agent,
     error::{Error, Result},
-    process::kill_family,
+    process::Leash,
     sys::{Channel, Command, Family, Script, Session, SpawnError, discard, output_pipe},
 };
 
@@ -212,8 +212,7 @@ impl<'a> Call<'a> {
             })
             .map_err(|error| self.not_started(error))?;
         drop((input, their_output, their_messages, secret));
-        let family = Family { root: child.pid, mark };
-        let mut kill = Kill { agent: Arc::clone(agent), family: Some(family.clone()) };
+        let leash = Leash::new(agent, Family { root: child.pid, mark });
         let (finish, _) = watch::channel(());
         let run = async {
             tokio::join!(
@@ -228,12 +227,11 @@ impl<'a> Call<'a> {
             )
         };
         let Ok((text, messages, ending)) = tokio::time::timeout(self.limit, run).await else {
-            kill.family = None;
-            kill_family(agent, &family).await;
+            leash.pull().await;
             let seconds = self.limit.as_secs();
             return Err(Error::timeout(format_args!("git was ended after {seconds} seconds")));
         };
-        kill.family = None;
+        leash.release();
         let status = ending.map_or(refusal::STATUS_UNKNOWN, |ending| ending.code());
         let text = text.ok_or_else(|| {
             Error::too_large(format_args!("git has more than {OUTPUT_BYTES_MAX} bytes to say about this"))
@@ -284,21 +282,6 @@ impl<'a> Call<'a> {
             SpawnError::NotFound | SpawnError::NotExecutable(_) => refusal::not_installed(&error),
             SpawnError::Directory(_) => refusal::no_repository(self.directory),
             SpawnError::Invalid(_) | SpawnError::Exhausted(_) | SpawnError::Failed(..) => error.into(),
-        }
-    }
-}
-
-/// Kills the process and its family when its caller goes away before it has ended.
-struct Kill {
-    agent: Arc<Agent>,
-    family: Option<Family>,
-}
-
-impl Drop for Kill {
-    fn drop(&mut self) {
-        if let Some(family) = self.family.take() {
-            let agent = Arc::clone(&self.agent);
-            tokio::spawn(async move { kill_family(&agent, &family).await });
         }
     }
 }
