@@ -10,10 +10,10 @@ use crate::support::{Agent, argv, eventually};
 const ASKING: usize = 4;
 
 /// Of each kind: what is run before anything is counted, and what is run then, by each of them.
-const WARM: usize = 100;
+const WARM: usize = 50;
 const PROCESSES: usize = 2250;
-const COMMANDS: usize = 250;
-const SESSION_COMMANDS: usize = 250;
+const COMMANDS: usize = 225;
+const SESSION_COMMANDS: usize = 100;
 const TERMINALS: usize = 25;
 
 /// What the agent may have more of after all that, in KiB: pages that its allocator keeps for the next time.

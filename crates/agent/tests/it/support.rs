@@ -26,6 +26,9 @@ use serde_json::Value;
 /// Longest a test waits for anything before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long to wait before another look at what announces nothing: whoever only looks leaves no processor to the agent.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// A running agent in a folder of its own. Dropping it ends everything it has started.
 pub(crate) struct Agent {
     child: Child,
@@ -251,7 +254,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::yield_now();
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
