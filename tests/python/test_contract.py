@@ -523,9 +523,11 @@ def test_uploads_that_are_refused(server, session_id):
     assert body["details"] == {"max_bytes": 10 << 20}
     answer = server.request("POST", f"/v1/sessions/{session_id}/fs/upload", b"x", {"Content-Type": "text/plain"})
     check_error(answer, 400, "INVALID_REQUEST")
-    broken, headers = form(("file", "x", b"x" * 100))
-    answer = server.request("POST", f"/v1/sessions/{session_id}/fs/upload", broken[:-60], headers)
-    check_error(answer, 400, "INVALID_REQUEST")
+    # One part waits for its directory, the other goes through while it arrives.
+    for fields in [[("file", "x", b"x" * 100)], [("path", None, b"/workspace"), ("file", "x", b"x" * 100_000)]]:
+        broken, headers = form(*fields)
+        answer = server.request("POST", f"/v1/sessions/{session_id}/fs/upload", broken[:-60], headers)
+        check_error(answer, 400, "INVALID_REQUEST", "invalid multipart form: it ends in the middle of a part")
     assert server.request("GET", f"/v1/sessions/{session_id}/fs/stat?path=x").status == 404
 
 
