@@ -105,16 +105,16 @@ impl Gauge {
         match self.scope {
             Scope::Machine => machine,
             Scope::Processes => {
-                let page = rustix::param::page_size() as u64;
                 let (mut used, mut swap) = (0, 0);
                 for process in processes() {
                     let status =
                         fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
                     let amount = |name| amount(&status, name);
                     // What is not of files; without these lines, all that is there.
-                    used += amount("RssAnon:").map_or(process.pages * page, |anonymous| {
-                        anonymous + amount("RssShmem:").unwrap_or(0)
-                    });
+                    used += match amount("RssAnon:") {
+                        Some(anonymous) => anonymous + amount("RssShmem:").unwrap_or(0),
+                        None => amount("VmRSS:").unwrap_or(0),
+                    };
                     swap += amount("VmSwap:").unwrap_or(0);
                 }
                 let total = self.limits.memory_bytes.map_or(machine.total, |limit| limit.min(machine.total));
@@ -264,10 +264,12 @@ fn machine_memory(meminfo: &str) -> MemoryStats {
     }
 }
 
+/// Ticks of a second, as the kernel tells them to programs on every architecture that an agent is built for. It is not asked: a
+/// kernel before 6.4 answers by a file that a process without rights cannot open, if that is as closed as the agent.
+const TICKS_PER_SECOND: u64 = 100;
+
 fn ticks(count: u64) -> Duration {
-    let per_second = rustix::param::clock_ticks_per_second().max(1);
-    Duration::from_secs(count / per_second)
-        + Duration::from_secs(count % per_second) / u32::try_from(per_second).unwrap_or(100)
+    Duration::from_millis(count.saturating_mul(1000 / TICKS_PER_SECOND))
 }
 
 /// Ticks of all processors that were not idle: user, nice, system, irq, softirq and stolen by no one here.
@@ -282,7 +284,6 @@ struct Process {
     pid: u32,
     /// Its own and those of children it has waited for.
     ticks: u64,
-    pages: u64,
 }
 
 fn processes() -> impl Iterator<Item = Process> {
@@ -298,7 +299,7 @@ fn parse_process(pid: u32, text: &str) -> Option<Process> {
     let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
     let ticks = (11..=14).map(number).sum::<Option<u64>>()?;
-    Some(Process { pid, ticks, pages: number(21)? })
+    Some(Process { pid, ticks })
 }
 
 /// Space of the file system with this directory.
@@ -414,7 +415,8 @@ mod tests {
         assert_eq!(busy_ticks("cpu  1 2 4 1000 1000 8 16 5 0 0\ncpu0 1"), Some(31));
         let line = "42 (a) R 1 (b) S 7 42 41 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
         let process = parse_process(42, line).expect("a valid line");
-        assert_eq!((process.ticks, process.pages), (5 + 6 + 7 + 8, 2));
+        assert_eq!(process.ticks, 5 + 6 + 7 + 8);
+        assert_eq!(ticks(process.ticks), Duration::from_millis(260));
         let gauge = Gauge::find(Scope::Processes, Limits::default());
         assert!(gauge.memory().used > 0 && gauge.memory().used <= gauge.memory().total);
         assert!(gauge.processors() > 0.0);
