@@ -84,9 +84,9 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Of this secret alone.
-    fn of_secret(secret: String) -> Self {
-        Self { secret: Some(secret), keys: Vec::new(), seed: None, settings: OnceLock::new() }
+    /// Of this secret alone; the host's key is made of the seed, if there is one.
+    fn of_secret(secret: String, seed: Option<[u8; SEED_BYTES]>) -> Self {
+        Self { secret: Some(secret), keys: Vec::new(), seed, settings: OnceLock::new() }
     }
 
     /// Checks what was told. `None`: nobody may come in.
@@ -237,7 +237,7 @@ impl Doors {
     pub(crate) fn take(&self, agent: &Arc<Agent>, access: Access) -> Result<Opened> {
         let keeper = Keeper::new(&access)?.map(Arc::new);
         let places = self.places.get().copied().unwrap_or(Places::SANDBOX);
-        self.rescue.tell(agent, places.rescue, access.rescue_secret.clone());
+        self.rescue.tell(agent, places.rescue, rescue::Wanted::by(&access)?);
         let mut state = self.state();
         let unchanged = state.access == access;
         state.access = access;

@@ -12,14 +12,19 @@ use std::{
     time::Duration,
 };
 
-use sandhaus_protocol::boot::{BootConfig, Limits, ShellPreference, Workload};
+use sandhaus_protocol::{
+    boot::{BootConfig, Limits, ShellPreference, Workload},
+    ssh::Access,
+};
+use sandhaus_ssh::keys::SEED_BYTES;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch};
 
-use super::{Door, Keeper, Service};
+use super::{Door, Keeper, Service, seed};
 use crate::{
     agent::Agent,
     boot,
+    error::Result,
     sys::{self, Command, Interest, Script, Session, Signals},
 };
 
@@ -38,7 +43,7 @@ const END_GRACE: Duration = Duration::from_secs(1);
 /// What the process must know.
 #[derive(Serialize, Deserialize)]
 struct Document {
-    secret: String,
+    wanted: Wanted,
     address: SocketAddr,
     workdir: String,
     env: std::collections::BTreeMap<String, String>,
@@ -47,10 +52,27 @@ struct Document {
     becomes_user: bool,
 }
 
+/// A rescue door that the host wants.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Wanted {
+    secret: String,
+    /// What the host's key is made of: the same as that of SSH, so that a client can check both. Without it each start of the
+    /// process has a key of its own.
+    seed: Option<[u8; SEED_BYTES]>,
+}
+
+impl Wanted {
+    /// The one that was told, if any was.
+    pub(super) fn by(access: &Access) -> Result<Option<Self>> {
+        let seed = access.host_key.as_deref().map(seed).transpose()?;
+        Ok(access.rescue_secret.clone().map(|secret| Self { secret, seed }))
+    }
+}
+
 /// Sees to it that the process runs while there is a secret.
 #[derive(Default)]
 pub(super) struct Supervisor {
-    wanted: Mutex<Option<watch::Sender<Option<String>>>>,
+    wanted: Mutex<Option<watch::Sender<Option<Wanted>>>>,
     /// The process, or the one before it; zero before the first.
     pid: AtomicI32,
 }
@@ -61,22 +83,22 @@ impl Supervisor {
         self.pid.load(Ordering::Relaxed) == pid
     }
 
-    /// Takes the secret that holds from now on.
-    pub(super) fn tell(&self, agent: &Arc<Agent>, address: SocketAddr, secret: Option<String>) {
+    /// Takes what holds from now on.
+    pub(super) fn tell(&self, agent: &Arc<Agent>, address: SocketAddr, told: Option<Wanted>) {
         // A whole value or none.
         let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         match &*wanted {
             Some(sender) => {
                 sender.send_if_modified(|known| {
-                    let changed = *known != secret;
-                    *known = secret;
+                    let changed = *known != told;
+                    *known = told;
                     changed
                 });
             }
             // It was never wanted.
-            None if secret.is_none() => {}
+            None if told.is_none() => {}
             None => {
-                let (sender, receiver) = watch::channel(secret);
+                let (sender, receiver) = watch::channel(told);
                 *wanted = Some(sender);
                 tokio::spawn(keep(Arc::clone(agent), address, receiver));
             }
@@ -84,15 +106,15 @@ impl Supervisor {
     }
 }
 
-async fn keep(agent: Arc<Agent>, address: SocketAddr, mut wanted: watch::Receiver<Option<String>>) {
+async fn keep(agent: Arc<Agent>, address: SocketAddr, mut wanted: watch::Receiver<Option<Wanted>>) {
     loop {
-        let Some(secret) = wanted.borrow_and_update().clone() else {
+        let Some(door) = wanted.borrow_and_update().clone() else {
             if wanted.changed().await.is_err() {
                 return;
             }
             continue;
         };
-        match start(&agent, address, secret) {
+        match start(&agent, address, door) {
             Ok(mut child) => {
                 agent.doors.rescue.pid.store(child.pid, Ordering::Relaxed);
                 tokio::select! {
@@ -115,9 +137,9 @@ async fn keep(agent: Arc<Agent>, address: SocketAddr, mut wanted: watch::Receive
     }
 }
 
-fn start(agent: &Agent, address: SocketAddr, secret: String) -> io::Result<sys::Child> {
+fn start(agent: &Agent, address: SocketAddr, wanted: Wanted) -> io::Result<sys::Child> {
     let document = Document {
-        secret,
+        wanted,
         address,
         workdir: agent.workdir.clone(),
         env: agent.environment(),
@@ -150,7 +172,7 @@ pub(crate) fn run() -> io::Result<()> {
     let document: Document = serde_json::from_slice(&text)
         .map_err(|error| io::Error::other(format!("what the rescue door must know is not valid: {error}")))?;
     sys::prepare_guest()?;
-    let Document { secret, address, workdir, env, user, becomes_user } = document;
+    let Document { wanted, address, workdir, env, user, becomes_user } = document;
     let agent = match becomes_user {
         true => Agent::init(BootConfig {
             sandbox_id: String::new(),
@@ -172,7 +194,7 @@ pub(crate) fn run() -> io::Result<()> {
     boot::runtime(move || sys::enter_workload_thread(&workload))?.block_on(async {
         let listener = TcpListener::bind(address).await?;
         let signals = Signals::new()?;
-        let keeper = Some(Arc::new(Keeper::of_secret(secret)));
+        let keeper = Some(Arc::new(Keeper::of_secret(wanted.secret, wanted.seed)));
         let door = Door { keeper, service: Service::Rescue, agent: Arc::clone(&agent) };
         tokio::spawn(door.open(listener));
         while signals.next().await? == Interest::Child {
