@@ -138,6 +138,41 @@ pub struct Port {
     pub host_port: u16,
 }
 
+/// The doors of a session beside the API. Whoever reads this may come in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct Doors {
+    /// SSH: shell, commands, files, forwards.
+    pub ssh: Door,
+    /// The terminal in a browser.
+    pub terminal: Door,
+    /// SSH of another process than the agent; absent unless the server's configuration opens it (`agent.rescue`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescue: Option<Door>,
+}
+
+/// One door of a session.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(ToSchema))]
+pub struct Door {
+    /// The port inside.
+    pub port: u16,
+    /// The port of the server's loopback that leads there; absent unless the session publishes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<u16>,
+    /// The password. No user name matters.
+    pub secret: String,
+    /// The key that the door shows, as `known_hosts` has it behind the names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Door").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }

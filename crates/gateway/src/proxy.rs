@@ -3,7 +3,8 @@
 //! begins; the rest is the same for all.
 //!
 //! `/proxy/PORT/…` is the one part of the agent's API that the host serves itself: it connects to the port through the
-//! engine, so it works for whatever agent is inside.
+//! engine, so it works for whatever agent is inside. What listens on the loopback of a virtual machine alone is out of its reach;
+//! there the agent connects.
 
 use std::{
     sync::{
@@ -126,7 +127,7 @@ pub(crate) async fn pass(
     let way = Way { edge, id, counted };
     match target {
         Target::Agent(uri) => to_agent(&way, &toolbox, uri, request).await.map(Ok),
-        Target::Port(port, uri) => to_port(&way, port, uri, request).await,
+        Target::Port(port, uri) => to_port(&way, &toolbox, port, uri, request).await,
     }
 }
 
@@ -153,6 +154,7 @@ async fn to_agent(
 
 async fn to_port(
     way: &Way<'_>,
+    toolbox: &Toolbox,
     port: u16,
     uri: Uri,
     request: Request,
@@ -167,6 +169,12 @@ async fn to_port(
     let stream = match dialled {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if matches!(error.kind(), Kind::Gone | Kind::NotFound) => return Err(error),
+        Ok(Err(error))
+            if error.kind() != Kind::Forbidden && edge.service.is_dialled_from_outside(id).await? =>
+        {
+            tracing::debug!(sandbox = %id, port, %error, "a port is left to the agent");
+            return by_agent(way, toolbox, port, &uri, request).await.map(Ok);
+        }
         Ok(Err(error)) => {
             tracing::debug!(sandbox = %id, port, %error, "a port could not be reached");
             return refused("takes no connection");
@@ -175,18 +183,9 @@ async fn to_port(
     };
     let (mut inner, near) = inward(uri, request);
     let headers = inner.headers_mut();
-    if let Some(host) = headers.remove(header::HOST) {
-        headers.entry(FORWARDED_HOST).or_insert(host);
-    }
+    for_application(edge, headers);
     let host = format!("localhost:{port}");
     headers.insert(header::HOST, HeaderValue::from_str(&host).expect("a name and digits"));
-    // The key is this server's; an application's own cookies are its own, but for that of the web page.
-    headers.remove(header::AUTHORIZATION);
-    headers.remove(header::PROXY_AUTHORIZATION);
-    headers.remove(header::EXPECT);
-    if edge.guard.has_logins() {
-        headers.remove(header::COOKIE);
-    }
     let Ok((mut sender, connection)) = http1::handshake(TokioIo::new(stream)).await else {
         return refused("does not speak HTTP");
     };
@@ -200,6 +199,36 @@ async fn to_port(
             tracing::debug!(sandbox = %id, port, %error, "a port gave no answer");
             refused("gives no answer")
         }
+    }
+}
+
+/// The same by the agent, which calls the port as it is called there.
+async fn by_agent(
+    way: &Way<'_>,
+    toolbox: &Toolbox,
+    port: u16,
+    uri: &Uri,
+    request: Request,
+) -> Result<Response<Body>, Error> {
+    let inner = format!("{PORT_PREFIX}{port}{uri}");
+    let inner = inner.parse().map_err(|error| Error::internal("write a path of the agent's", error))?;
+    let (mut inner, near) = inward(inner, request);
+    for_application(way.edge, inner.headers_mut());
+    let answer = toolbox.send(inner).await?;
+    Ok(outward(way, near, answer))
+}
+
+/// Takes out what an application in the sandbox is not to know, and tells it by which host it was asked for.
+fn for_application(edge: &Edge, headers: &mut HeaderMap) {
+    if let Some(host) = headers.remove(header::HOST) {
+        headers.entry(FORWARDED_HOST).or_insert(host);
+    }
+    // The key is this server's; an application's own cookies are its own, but for that of the web page.
+    headers.remove(header::AUTHORIZATION);
+    headers.remove(header::PROXY_AUTHORIZATION);
+    headers.remove(header::EXPECT);
+    if edge.guard.has_logins() {
+        headers.remove(header::COOKIE);
     }
 }
 

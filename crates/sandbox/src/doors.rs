@@ -6,11 +6,15 @@
 //! restart of anything. An instance that ends with its process keeps the key in memory.
 
 use std::{
+    fmt,
     io::{self, Write as _},
     path::Path,
 };
 
-use ring::hmac;
+use ring::{
+    hmac,
+    signature::{Ed25519KeyPair, KeyPair as _},
+};
 use sandhaus_protocol::ssh::Access;
 
 use crate::{
@@ -36,13 +40,30 @@ pub enum RescueDoor {
     Open,
 }
 
+/// What somebody must know who leads users to a sandbox's doors.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DoorKeys {
+    /// Password of SSH, for any user name, and of the terminal in a browser.
+    pub secret: String,
+    /// Public half of the Ed25519 key by which SSH and the rescue door show that they are this sandbox's.
+    pub host_key: [u8; KEY_BYTES],
+    /// Password of the rescue door, if there is one.
+    pub rescue_secret: Option<String>,
+}
+
+impl fmt::Debug for DoorKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DoorKeys(…)")
+    }
+}
+
 /// Makes the secrets of an instance's sandboxes.
 pub(crate) struct Secrets {
     key: hmac::Key,
 }
 
-impl std::fmt::Debug for Secrets {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secrets(…)")
     }
 }
@@ -62,14 +83,33 @@ impl Secrets {
     /// Who may come into a sandbox.
     pub(crate) fn access(&self, id: &SandboxId, rescue: RescueDoor) -> Access {
         Access {
-            secret: Some(digits::of(&self.derive("secret", id)[..SECRET_BYTES])),
+            secret: Some(self.secret("secret", id)),
             authorized_keys: Vec::new(),
             host_key: Some(digits::of(&self.derive("host key", id))),
-            rescue_secret: match rescue {
-                RescueDoor::Closed => None,
-                RescueDoor::Open => Some(digits::of(&self.derive("rescue secret", id)[..SECRET_BYTES])),
-            },
+            rescue_secret: self.rescue_secret(id, rescue),
         }
+    }
+
+    /// The same for whoever leads users there: what is private of the host's key stays out.
+    pub(crate) fn keys(&self, id: &SandboxId, rescue: RescueDoor) -> DoorKeys {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&self.derive("host key", id));
+        let pair = pair.expect("every seed is a key");
+        DoorKeys {
+            secret: self.secret("secret", id),
+            host_key: pair.public_key().as_ref().try_into().expect("public keys have that length"),
+            rescue_secret: self.rescue_secret(id, rescue),
+        }
+    }
+
+    fn rescue_secret(&self, id: &SandboxId, rescue: RescueDoor) -> Option<String> {
+        match rescue {
+            RescueDoor::Closed => None,
+            RescueDoor::Open => Some(self.secret("rescue secret", id)),
+        }
+    }
+
+    fn secret(&self, purpose: &str, id: &SandboxId) -> String {
+        digits::of(&self.derive(purpose, id)[..SECRET_BYTES])
     }
 
     fn derive(&self, purpose: &str, id: &SandboxId) -> [u8; KEY_BYTES] {
@@ -140,6 +180,10 @@ mod tests {
         assert_eq!(first.each_ref().map(|secret| secret.len()), [48, 64, 48]);
         assert_eq!(fs_err::metadata(dir.join(KEY_FILE)).expect("a file").mode() & 0o777, 0o600);
         assert_eq!(open().access(&one, RescueDoor::Closed).rescue_secret, None);
+        let keys = open().keys(&one, RescueDoor::Open);
+        assert_eq!([Some(keys.secret), keys.rescue_secret], [Some(first[0].clone()), Some(first[2].clone())]);
+        assert_ne!(digits::of(&keys.host_key), first[1], "only its public half");
+        assert_eq!(open().keys(&one, RescueDoor::Closed).rescue_secret, None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
     actor::Actor,
     admission,
     clock::{self, Clock},
-    doors::{RescueDoor, Secrets},
+    doors::{DoorKeys, RescueDoor, Secrets},
     engine::{Capabilities, Engine, GuestPort},
     error::{Error, Kind, Result},
     handle::{Handle, Message, gone, not_running},
@@ -592,11 +592,22 @@ impl Service {
         Ok(self.running(id).await?.toolbox.clone())
     }
 
-    /// Who may come in by a sandbox's own doors, for whoever leads users there; `None` where it has none. Secret.
-    pub async fn access(&self, id: &SandboxId) -> Result<Option<ssh::Access>> {
+    /// What opens a sandbox's own doors, for whoever leads users there. Secret. [`crate::Kind::Unsupported`] if it has none.
+    pub async fn doors(&self, id: &SandboxId) -> Result<DoorKeys> {
         let handle = self.live(id).await?;
-        let access = self.shared.access(&handle.published.borrow().sandbox.spec, id);
-        Ok(access)
+        let network = handle.published.borrow().sandbox.spec.network.clone();
+        if network == NetworkPolicy::Host {
+            let message =
+                "a sandbox with the host's network has no SSH of its own: its ports would be the host's";
+            return Err(Error::new(Kind::Unsupported, message));
+        }
+        Ok(self.shared.secrets.keys(id, self.shared.config.rescue_door))
+    }
+
+    /// Whether [`Service::dial`] comes from outside of a sandbox's system: what listens on its loopback alone is then reached by
+    /// its agent only.
+    pub async fn is_dialled_from_outside(&self, id: &SandboxId) -> Result<bool> {
+        Ok(self.live(id).await?.engine.capabilities().boots_by_greeting)
     }
 
     /// A raw stream to a port inside, under a lease.

@@ -2,7 +2,8 @@
 //!
 //! Reading order: `json` (how requests are read), `wire` (domain to wire), `sessions`, `stats`, `exec` and `stream` (commands),
 //! `clean` (what becomes of their output), `files`, `upload`, `workspaces`, `images`, `snapshots`, `jobs` and `events` (long
-//! work as it stands and as it goes on), `devices` (console and display), `toolbox` (the way to the agent inside).
+//! work as it stands and as it goes on), `devices` (console and display), `doors` (secrets of SSH), `toolbox` (the way to the
+//! agent inside).
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use crate::{
 
 mod clean;
 mod devices;
+mod doors;
 mod events;
 mod exec;
 mod files;
@@ -57,6 +59,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Edge>> {
         .routes(routes!(snapshots::fork))
         .routes(routes!(devices::console))
         .routes(routes!(devices::screenshot))
+        .routes(routes!(doors::doors))
         .routes(routes!(exec::exec))
         .routes(routes!(stream::exec_stream))
         .routes(routes!(files::write))

@@ -6,9 +6,13 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
+use sandhaus_client::wire::Doors;
 use sandhaus_gateway::{GatewayConfig, V1Config};
 use sandhaus_sandbox::{
+    NetworkPolicy,
+    doors::RescueDoor,
     engine::GuestPort,
+    service::ServiceConfig,
     testing::{FakeEngine, Ports, config, read_request, write_response},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -139,6 +143,45 @@ async fn what_an_engine_does_not_have_is_refused_by_name() {
     }
     let plain = edge.call(Method::GET, &format!("/v1/sessions/{id}/console"), "").await;
     assert_eq!(plain.status, StatusCode::BAD_REQUEST, "it is a WebSocket or nothing");
+}
+
+#[tokio::test]
+async fn doors_are_told_to_who_has_the_key() {
+    let config = ServiceConfig { rescue_door: RescueDoor::Open, ..config() };
+    let edge = Edge::start_with(config, V1Config::default()).await;
+    let (one, other) = (edge.session().await, edge.session().await);
+    let doors = async |id: &str| {
+        let answer = edge.call(Method::GET, &format!("/v1/sessions/{id}/doors"), "").await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(answer.headers["cache-control"], "no-store");
+        serde_json::from_value::<Doors>(answer.json()).unwrap()
+    };
+    let (mine, theirs) = (doors(&one).await, doors(&other).await);
+    assert_eq!(mine, doors(&one).await);
+    assert_eq!((mine.ssh.port, mine.terminal.port), (22220, 22222));
+    assert_eq!((mine.ssh.host_port, &mine.terminal.host_key), (None, &None), "none is published");
+    // The length of the type's name, the name, the length of the key.
+    assert!(mine.ssh.host_key.as_ref().unwrap().starts_with("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI"));
+    let rescue = mine.rescue.as_ref().unwrap();
+    assert_eq!((rescue.port, &rescue.host_key), (2222, &mine.ssh.host_key));
+    let secrets =
+        [&mine.ssh.secret, &rescue.secret, &theirs.ssh.secret, &theirs.rescue.as_ref().unwrap().secret];
+    assert_eq!(secrets.iter().collect::<std::collections::BTreeSet<_>>().len(), secrets.len());
+
+    edge.client.delete(&one).await.unwrap();
+    let gone = edge.call(Method::GET, &format!("/v1/sessions/{one}/doors"), "").await;
+    assert_eq!(gone.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn who_uses_the_hosts_network_has_no_doors() {
+    let mut config = config();
+    config.defaults.network = NetworkPolicy::Host;
+    let edge = Edge::start_with(config, V1Config::default()).await;
+    let id = edge.session().await;
+    let answer = edge.call(Method::GET, &format!("/v1/sessions/{id}/doors"), "").await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    assert_eq!(answer.json()["error_code"], "UNSUPPORTED");
 }
 
 #[tokio::test]
