@@ -231,6 +231,7 @@ def test_single_uploads_and_downloads(raw, http, sh, folder):
     assert refused.value.status == 400
 
 
+@pytest.mark.os
 def test_an_upload_that_breaks_off_leaves_nothing(http, sh, folder):
     def broken():
         yield CONTENT
@@ -241,6 +242,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(http, sh, folder):
     assert sh(f"ls -A {folder}") == ""
 
 
+@pytest.mark.os
 def test_changes_are_streamed(http, fs, folder):
     with http.stream("GET", f"{URL}/files/watch", params={"path": folder, "recursive": "true"}, headers=HEADERS) as answer:
         lines = answer.iter_lines()

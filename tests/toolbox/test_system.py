@@ -55,6 +55,7 @@ def sh(api, http):
     return lambda command: process.exec(command).result
 
 
+@pytest.mark.os
 def test_who_and_where_it_is(api, http, sh):
     info = InfoApi(api)
     assert info.get_version()["version"]
@@ -75,6 +76,7 @@ def test_use_is_what_the_system_says(api, http, sh):
     assert memory["total"] == metrics.mem_total and memory["used"] <= memory["total"]
 
 
+@pytest.mark.os
 def test_later_processes_find_the_changed_environment(api, sh):
     server = ServerApi(api)
     server.update_env(UpdateEnvRequest(set={"A_NEW_ONE": "x", "A_SECRET": "placeholder/1"}))
