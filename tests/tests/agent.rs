@@ -6,7 +6,8 @@ use sandhaus_tests::{
     process, runnable,
     server::{DataDir, Options, Server},
     session::Session,
-    settles,
+    settles, vm,
+    websocket::WebSocket,
 };
 use serde_json::json;
 
@@ -113,4 +114,60 @@ fn a_server_that_dies_while_it_replaces_an_agent_harms_nothing() {
         let left = dir.objects();
         assert!(left.is_empty(), "{left:#?}");
     }
+}
+
+/// The numbers that a terminal counted by lines such as `at-7`, without the last, which may not be whole.
+fn counted(shown: &str) -> Vec<u64> {
+    let lines: Vec<&str> = shown.split("\r\n").collect();
+    let whole = &lines[..lines.len().saturating_sub(1)];
+    whole.iter().filter_map(|line| line.strip_prefix("at-")?.parse().ok()).collect()
+}
+
+#[test]
+fn a_machine_that_goes_on_from_memory_gets_the_servers_agent_where_it_runs() {
+    if !vm::bootable("a_machine_that_goes_on_from_memory_gets_the_servers_agent_where_it_runs") {
+        return;
+    }
+    let dir = DataDir::new();
+    vm::initramfs_image(dir.path());
+    let server = Server::start_with(&dir, &vm::options(""));
+    let original = Session::create(&server.http(), &json!({}));
+    let route = |id: &str, rest: &str| format!("/toolbox/{id}/process/pty{rest}");
+    server.http().post(&route(&original.id, ""), &json!({"id": "counts"})).expect(201);
+    let mut terminal = WebSocket::open(&server.http(), &route(&original.id, "/counts/connect"));
+    terminal.send(b"n=0; while :; do n=$((n+1)); echo at-$n; sleep 0.05; done\n");
+    terminal.read_until("at-5\r\n");
+    let request = json!({"session": original.id, "name": "counting", "kind": "machine"});
+    server.http().post("/v1/snapshots", &request).expect(201);
+    drop(terminal);
+    original.delete();
+    let (_, log) = server.stop();
+    assert!(!log.contains("its agent was replaced"), "{log}");
+
+    // Another build than the one that the memory holds.
+    let other = format!("agent: {{executable: {}}}\n", shared::agent().display());
+    let server = Server::start_with(&dir, &vm::options(&other));
+    let copy = Session::create(&server.http(), &json!({"snapshot": "counting"}));
+    settles("a new agent", || server.log().contains("its agent was replaced"));
+    let first = copy.output("tr '\\0' ' ' < /proc/1/cmdline");
+    assert!(first.contains(SUCCESSOR), "{first}");
+    // The same terminal, without a number that is missing, and it goes on.
+    let connect = route(&copy.id, "/counts/connect?scrollback=true");
+    let mut terminal = WebSocket::open(&server.http(), &connect);
+    let mut shown = String::new();
+    while counted(&shown).is_empty() {
+        shown += &terminal.read_until("at-");
+    }
+    let further = counted(&shown).last().expect("there is one") + 10;
+    shown += &terminal.read_until(&format!("at-{further}\r\n"));
+    let numbers = counted(&shown);
+    assert!(numbers.contains(&1) && numbers.contains(&further), "{numbers:?}");
+    assert!(numbers.is_sorted_by(|one, next| one + 1 == *next), "{numbers:?}");
+    drop(terminal);
+    server.http().delete("/v1/snapshots/counting").expect(200);
+    server.delete_all();
+    let (_, log) = server.stop();
+    assert!(!log.contains("not replaced"), "{log}");
+    let left = dir.objects();
+    assert!(left.is_empty(), "{left:#?}");
 }
