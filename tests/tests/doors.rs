@@ -210,7 +210,7 @@ fn openssh_comes_in_with_the_secret_and_nobody_without() {
     let session = Session::at(&server.http(), &session.id);
     assert_eq!(files.output(&doors.ssh, "cat seen"), "by ssh\n");
     session.delete();
-    server.http().get(&session.route("/doors")).expect(404);
+    assert_eq!(server.http().get(&session.route("/doors")).expect(409).error_code(), "SESSION_NOT_RUNNING");
     Session::at(&server.http(), &other.id).delete();
     let (_, log) = server.stop();
     assert!(!log.contains("WARN") && !log.contains(&doors.ssh.secret), "{log}");

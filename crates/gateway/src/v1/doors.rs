@@ -23,6 +23,7 @@ const KEY_TYPE: &str = "ssh-ed25519";
     (status = 200, body = Doors),
     (status = 400, body = ErrorBody, description = "UNSUPPORTED: the session uses the host's network"),
     (status = 404, body = ErrorBody, description = "SESSION_NOT_FOUND"),
+    (status = 409, body = ErrorBody, description = "SESSION_NOT_RUNNING: it has ended"),
 ))]
 pub(super) async fn doors(
     State(edge): State<Arc<Edge>>,

@@ -170,7 +170,9 @@ async fn doors_are_told_to_who_has_the_key() {
 
     edge.client.delete(&one).await.unwrap();
     let gone = edge.call(Method::GET, &format!("/v1/sessions/{one}/doors"), "").await;
-    assert_eq!(gone.status, StatusCode::NOT_FOUND);
+    assert_eq!(gone.status, StatusCode::CONFLICT);
+    let unknown = edge.call(Method::GET, "/v1/sessions/0123abcd-456/doors", "").await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
