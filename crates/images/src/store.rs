@@ -41,6 +41,9 @@ use crate::{Error, Result, blob::BlobDigest, digest::hexadecimal};
 /// Largest record that is read.
 const RECORD_BYTES_MAX: u64 = 8 << 20;
 
+/// The file of a scratch folder that the programs which work in it have open and locked.
+const PROGRAMS: &str = ".programs";
+
 /// The folders of one catalogue.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -150,10 +153,10 @@ impl Store {
             let path = self.scratches().join(name);
             match open_directory(&path) {
                 Ok(directory) => {
-                    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                        Ok(()) => leftovers.push(Scratch { path, lock: directory }),
-                        // Its maker lives.
-                        Err(Errno::WOULDBLOCK) => {}
+                    match is_forsaken(&directory) {
+                        Ok(true) => leftovers.push(Scratch { path, lock: directory }),
+                        // Its maker lives, or a program that was started by it.
+                        Ok(false) => {}
                         Err(error) => return Err(Error::at(path)(error)),
                     }
                 }
@@ -202,9 +205,14 @@ impl Scratch {
         &self.path
     }
 
-    /// Its lock, to be handed to a program that works in it: nobody sweeps the folder while that holds it.
+    /// A lock to be handed to a program that works in it, as its standard input: an empty file, of which it may read as
+    /// much as it likes. Nobody sweeps the folder while somebody has it.
     pub(crate) fn lock_handle(&self) -> Result<OwnedFd> {
-        self.lock.try_clone().map_err(Error::at(&self.path))
+        let path = self.path.join(PROGRAMS);
+        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(Error::at(&path))?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).map_err(Error::at(&path))?;
+        Ok(file)
     }
 
     /// Brings everything in it to the disk.
@@ -228,6 +236,26 @@ impl Drop for Scratch {
         {
             tracing::warn!(%error, "leftover of an image operation stays until the catalogue is opened again");
         }
+    }
+}
+
+/// Locks a scratch folder of which nobody has a lock any more.
+fn is_forsaken(directory: &OwnedFd) -> rustix::io::Result<bool> {
+    match rustix::fs::flock(directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let programs = match rustix::fs::openat(directory, PROGRAMS, flags, Mode::empty()) {
+        Ok(programs) => programs,
+        Err(Errno::NOENT) => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    match rustix::fs::flock(&programs, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -319,4 +347,24 @@ fn random_name() -> Result<String> {
     rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
         .map_err(Error::at(OsStr::new("random source")))?;
     Ok(hexadecimal(&random))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scratch_folder_is_not_swept_while_a_program_works_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let mut scratch = store.scratch(&store.lock().unwrap()).unwrap();
+        let held = scratch.lock_handle().unwrap();
+        assert!(store.leftovers(&store.lock().unwrap()).unwrap().is_empty(), "its maker lives");
+        // As if its maker had been killed: its lock is gone, the descriptor of the program stays.
+        scratch.lock = open_directory(folder.path()).unwrap();
+        assert!(store.leftovers(&store.lock().unwrap()).unwrap().is_empty(), "a program works in it");
+        drop(held);
+        assert_eq!(store.leftovers(&store.lock().unwrap()).unwrap().len(), 1);
+        assert!(!scratch.path().exists());
+    }
 }

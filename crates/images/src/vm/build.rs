@@ -510,7 +510,6 @@ fn install(tools: &Tools<'_>, suite: &str, purpose: Purpose) -> Result<()> {
     }
     let packages = format!("--include={}", packages.join(","));
     let options = [
-        "--quiet",
         "--mode=root",
         "--variant=minbase",
         "--format=tar",
