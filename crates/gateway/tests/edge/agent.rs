@@ -24,6 +24,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use sandhaus_protocol::{
     frame,
+    guest::{SYNC_PATH, SyncReply},
     hello::{HelloReply, HelloRequest, PATH},
     shell::{ShellExec, ShellExit, ShellInfo, ShellStarted},
 };
@@ -142,6 +143,9 @@ async fn answer(
     if path == "/sandhaus/shell/default" {
         let info = ShellInfo { name: "default".into(), cwd: "/where".into(), running: None, output_bytes: 0 };
         return json(&info);
+    }
+    if path == SYNC_PATH {
+        return json(&SyncReply { frozen: false });
     }
     if path == "/version" {
         return json(&serde_json::json!({ "version": "1.2.3" }));

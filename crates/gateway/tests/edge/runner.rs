@@ -8,7 +8,7 @@ use sandhaus_gateway::{HostLoad, Origin, RunnerConfig, SandboxClass, serve_runne
 use sandhaus_protocol::boot::ShellPreference;
 use sandhaus_sandbox::{
     EngineName, Instance, NetworkPolicy, SandboxId, Seccomp,
-    engine::EngineError,
+    engine::{Capabilities, Engine, EngineError},
     service::ServiceConfig,
     testing::{ENGINE, FakeEngine, Op, Reach, config, open},
 };
@@ -39,7 +39,10 @@ impl Runner {
     }
 
     async fn start_with(api_key: Option<&str>) -> Self {
-        Self::start_on(FakeEngine::default(), config(), api_key).await
+        // Disks of its engine grow.
+        let capabilities = Engine::capabilities(&FakeEngine::default()).clone();
+        let engine = FakeEngine::new(Capabilities { disk_growth: true, ..capabilities });
+        Self::start_on(engine, config(), api_key).await
     }
 
     async fn start_on(engine: FakeEngine, config: ServiceConfig, api_key: Option<&str>) -> Self {
