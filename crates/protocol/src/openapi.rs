@@ -173,6 +173,12 @@ impl Operation<'_> {
         self
     }
 
+    /// Another form of an answer: older clients get it.
+    fn or_raw(mut self, status: &str, kind: &str) -> Self {
+        self.value["responses"][status]["content"][kind] = json!({ "schema": {} });
+        self
+    }
+
     fn answers_nothing(mut self, status: &str) -> Self {
         self.value["responses"][status] = json!({ "description": "done" });
         self
@@ -318,6 +324,7 @@ fn session_routes(api: &mut Api) {
     api.get("/process/session/{id}/command/{command_id}/logs", "What a command printed, or prints")
         .takes(&[("follow", "boolean"), ("offset", "integer")])
         .answers::<toolbox::SessionLogs>()
+        .or_raw("200", "text/plain")
         .upgrades();
     api.get("/process/session/entrypoint", "The command that came with the sandbox")
         .answers::<toolbox::Session>();
@@ -325,6 +332,7 @@ fn session_routes(api: &mut Api) {
     api.get("/process/session/entrypoint/logs", "What it printed, or prints")
         .takes(&[("follow", "boolean"), ("offset", "integer")])
         .answers::<toolbox::SessionLogs>()
+        .or_raw("200", "text/plain")
         .upgrades();
 }
 

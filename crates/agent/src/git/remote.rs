@@ -27,6 +27,9 @@ use crate::{
     sys::{self, Family, Place, Removal},
 };
 
+/// Most commits of a history that a clone may ask for: git counts them in 32 bits.
+const DEPTH_MAX: i64 = i32::MAX as i64;
+
 /// The remote where none is named.
 const ORIGIN: &str = "origin";
 
@@ -53,8 +56,8 @@ pub(super) async fn clone(
     commit.map_or(Ok(()), check_revision)?;
     let depth = match request.depth.unwrap_or(0) {
         0 => None,
-        depth @ 1.. => Some(format!("--depth={depth}")),
-        depth => return Err(Error::invalid(format_args!("depth {depth} is negative"))),
+        depth @ 1..=DEPTH_MAX => Some(format!("--depth={depth}")),
+        depth => return Err(Error::invalid(format_args!("depth {depth} is not 0 to {DEPTH_MAX}"))),
     };
     let mut destination = Destination::claim(&agent, &request.path).await?;
     let clone = Clone {

@@ -366,6 +366,7 @@ fn clones_are_whole_or_not_there() {
         (json!({ "url": "ext::sh -c true" }), 400, "BAD_REQUEST"),
         (json!({ "url": open, "branch": "--mirror" }), 400, "BAD_REQUEST"),
         (json!({ "url": open, "depth": -1 }), 400, "BAD_REQUEST"),
+        (json!({ "url": open, "depth": i64::MAX }), 400, "BAD_REQUEST"),
     ] {
         for path in ["gone", "stays"] {
             let mut body = body.clone();
