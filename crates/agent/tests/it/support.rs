@@ -209,11 +209,12 @@ impl Agent {
         (all, exit)
     }
 
-    /// Private memory of the agent in KiB.
+    /// Memory of the agent that is no file's, in KiB: pages of an executable that was written a moment ago would count as
+    /// its own otherwise, or not, as other agents come and go.
     pub(crate) fn private_kib(&self) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).expect("read smaps_rollup");
         let line =
-            text.lines().find(|line| line.starts_with("Private_Dirty:")).expect("a line for private memory");
+            text.lines().find(|line| line.starts_with("Anonymous:")).expect("a line for private memory");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
     }
 
