@@ -20,12 +20,14 @@ use std::{
     convert::Infallible,
     io,
     mem::ManuallyDrop,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Component, Path},
+    time::Duration,
 };
 
 use rustix::{
     fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid},
+    io::Errno,
     mount::{MountAttrFlags, UnmountFlags},
     net::{RecvFlags, SendFlags},
     process::Resource,
@@ -50,6 +52,10 @@ pub(super) const AGENT_NAME: &std::ffi::CStr = c"sandhaus-agent";
 
 /// Its only argument: it is the first process.
 const AGENT_ARGUMENT: &std::ffi::CStr = c"--init";
+
+/// How often and after what pause an agent is tried again that somebody has open for writing.
+const BUSY_ATTEMPTS_MAX: u32 = 5000;
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// Bytes of a [`Word`].
 const WORD_BYTES: usize = 8;
@@ -155,8 +161,8 @@ impl From<io::Error> for Trouble {
     }
 }
 
-impl From<rustix::io::Errno> for Trouble {
-    fn from(cause: rustix::io::Errno) -> Self {
+impl From<Errno> for Trouble {
+    fn from(cause: Errno) -> Self {
         io::Error::from(cause).into()
     }
 }
@@ -275,7 +281,7 @@ impl Child {
         self.at = ChildStep::Execute;
         self.at(ChildStep::Execute, Moment::Before)?;
         self.say(Word::Executing)?;
-        Err(sys::execute(agent.as_fd(), &[AGENT_NAME, AGENT_ARGUMENT]).into())
+        Err(execute(agent.as_fd()).into())
     }
 
     /// Puts the descriptors where the agent expects them and closes all others. The socket itself moves, so this is no
@@ -524,7 +530,7 @@ fn make_target(target: &Path, kind: FileType) -> io::Result<OwnedFd> {
     for (index, name) in names.iter().enumerate() {
         path.push(name);
         opened = match open(&path) {
-            Err(rustix::io::Errno::NOENT) => {
+            Err(Errno::NOENT) => {
                 if kind.is_dir() || index + 1 < names.len() {
                     rustix::fs::mkdirat(&opened, name.as_os_str(), DIRECTORY_MODE)?;
                 } else {
@@ -543,6 +549,20 @@ fn make_target(target: &Path, kind: FileType) -> io::Result<OwnedFd> {
 fn seal_root(root: &OwnedFd) -> Result<(), Trouble> {
     let flags = MountAttrFlags::MOUNT_ATTR_RDONLY;
     Ok(sys::change_mount(root.as_fd(), MountChange::Flags(flags), Reach::One)?)
+}
+
+/// Becomes the agent; returns only the error. What was forked off the server while it wrote the agent's file has that open
+/// for writing until it executes something itself: that is waited for.
+fn execute(agent: BorrowedFd<'_>) -> io::Error {
+    let mut refused = sys::execute(agent, &[AGENT_NAME, AGENT_ARGUMENT]);
+    for _ in 0..BUSY_ATTEMPTS_MAX {
+        if Errno::from_io_error(&refused) != Some(Errno::TXTBSY) {
+            break;
+        }
+        std::thread::sleep(BUSY_PAUSE);
+        refused = sys::execute(agent, &[AGENT_NAME, AGENT_ARGUMENT]);
+    }
+    refused
 }
 
 fn set_limits() -> Result<(), Trouble> {
@@ -580,7 +600,7 @@ fn drop_capabilities(security: SecurityProfile) -> Result<(), Trouble> {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
             // The kernel knows no capability of this number or above.
-            Err(rustix::io::Errno::INVAL) => break,
+            Err(Errno::INVAL) => break,
             Err(error) => return Err(error.into()),
         }
     }

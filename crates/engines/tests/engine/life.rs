@@ -1,6 +1,6 @@
 //! The life of machines: made, seen, stopped, adopted, ended, and nothing left of them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::support::{Host, left_behind, sh};
 use sandhaus_engines::namespace::NamespaceEngine;
@@ -327,6 +327,25 @@ async fn a_start_that_fails_leaves_nothing() {
         .filter(|line| line.starts_with("file"))
         .collect();
     assert_eq!(left, Vec::<String>::new());
+    host.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_somebody_has_open_for_writing_is_waited_for() {
+    // Longer than a start takes otherwise.
+    const HELD: Duration = Duration::from_millis(200);
+    let host = Host::new().await;
+    let spec = host.spec(SecurityProfile::Strict);
+    host.engine.materialize(&spec).await.expect("the disk is made");
+    let mut agents = fs_err::read_dir(host.directory.path().join("agent")).expect("list agents");
+    let agent = agents.next().expect("one").expect("an entry").path();
+    let writer = fs_err::OpenOptions::new().write(true).open(agent).expect("nobody executes it yet");
+    let closes = async {
+        tokio::time::sleep(HELD).await;
+        drop(writer);
+    };
+    let (toolbox, ()) = tokio::join!(host.start(&spec), closes);
+    assert_eq!(sh(&toolbox, "echo up").await.stdout, "up\n");
     host.end().await;
 }
 
