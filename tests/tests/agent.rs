@@ -1,6 +1,6 @@
 //! A server that is newer than the agents of its sandboxes replaces them where they run, and dies on the way without harm.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf, process::Command};
 
 use sandhaus_tests::{
     process, runnable,
@@ -22,6 +22,14 @@ fn older() -> Options {
     let agent = shared::agent();
     let config = format!("agent: {{executable: {}}}\n", agent.display());
     Options { config: Some(config), ..Options::default() }
+}
+
+/// That other build without what only debuggers read, which an emulated machine needs a minute to take in.
+fn stripped_agent(dir: &DataDir) -> PathBuf {
+    let stripped = dir.path().with_file_name("other-agent");
+    let status = Command::new("strip").arg("-o").arg(&stripped).arg(shared::agent()).status();
+    assert!(status.expect("strip is installed").success(), "the agent cannot be stripped");
+    stripped
 }
 
 /// The numbers of all processes of a data directory's sandboxes.
@@ -145,7 +153,7 @@ fn a_machine_that_goes_on_from_memory_gets_the_servers_agent_where_it_runs() {
     assert!(!log.contains("its agent was replaced"), "{log}");
 
     // Another build than the one that the memory holds.
-    let other = format!("agent: {{executable: {}}}\n", shared::agent().display());
+    let other = format!("agent: {{executable: {}}}\n", stripped_agent(&dir).display());
     let server = Server::start_with(&dir, &vm::options(&other));
     let copy = Session::create(&server.http(), &json!({"snapshot": "counting"}));
     settles("a new agent", || server.log().contains("its agent was replaced"));
