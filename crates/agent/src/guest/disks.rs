@@ -45,25 +45,13 @@ pub(super) async fn sync(
 ) -> Result<Json<SyncReply>> {
     let frozen = match request {
         SyncRequest::Flush => {
-            let (sender, flushed) = oneshot::channel();
-            std::thread::Builder::new().spawn(|| {
-                sys::flush_disks();
-                // Nobody may be waiting any more.
-                let _ = sender.send(());
-            })?;
-            within(FLUSH_MAX, flushed).await?;
+            on_its_own(sys::flush_disks).await?;
             false
         }
         SyncRequest::Freeze { limit_ms } => guest.freezer.freeze(limit_ms).await?,
         SyncRequest::Thaw => guest.freezer.thaw()?,
         SyncRequest::Grow => {
-            let (sender, grown) = oneshot::channel();
-            std::thread::Builder::new().spawn(|| {
-                // Nobody may be waiting any more.
-                let _ = sender.send(sys::grow_root());
-            })?;
-            let grown = within(FLUSH_MAX, grown).await?;
-            grown.map_err(|error| {
+            on_its_own(sys::grow_root).await?.map_err(|error| {
                 Error::internal(format_args!("the root file system cannot grow: {error}"))
             })?;
             false
@@ -155,6 +143,16 @@ fn keep_still(shared: &Mutex<Stillness>, limit: Duration, told: oneshot::Sender<
 fn lock(state: &Mutex<Stillness>) -> MutexGuard<'_, Stillness> {
     // Replaced as a whole.
     state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does on a thread of its own what the disk may take long for.
+async fn on_its_own<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (sender, done) = oneshot::channel();
+    std::thread::Builder::new().spawn(|| {
+        // Nobody may be waiting any more.
+        let _ = sender.send(work());
+    })?;
+    within(FLUSH_MAX, done).await
 }
 
 async fn within<T>(limit: Duration, answer: oneshot::Receiver<T>) -> Result<T> {
